@@ -1,0 +1,64 @@
+"""The codec protocol: waveforms to codes and back.
+
+Codes of all codecs are flat integers in [0, codebook_size). A codec that emits several sub-codes a frame
+(Codec2) gives each its own range, in a fixed order; ``code_ranges`` states that order so that generation
+can never produce a code in the wrong place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class CodecSpec:
+    """What the rest of the system needs to know of a codec; stored with every store and checkpoint."""
+
+    name: str
+    fingerprint: str
+    sample_rate: int
+    tokens_per_second: float
+    codebook_size: int
+    code_ranges: tuple[tuple[int, int], ...]
+    """Half-open ranges of the codes of one frame, in order; they repeat frame after frame."""
+    checkpoint: str = ""
+    """The weights it was built from (hub name or folder), empty where the codec has none."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"code_ranges": [list(r) for r in self.code_ranges]}
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> CodecSpec:
+        return cls(**{**fields, "code_ranges": tuple((int(a), int(b)) for a, b in fields["code_ranges"])})
+
+    @property
+    def code_dtype(self) -> type[np.unsignedinteger]:
+        return np.uint16 if self.codebook_size <= 1 << 16 else np.uint32
+
+
+class Codec(Protocol):
+    """Turns clips into codes and codes into clips; a list in, a list of the same order out.
+
+    Implementations may batch as they like, but a clip's result never depends on its neighbours.
+    """
+
+    spec: CodecSpec
+
+    def num_codes(self, num_samples: int) -> int:
+        """Number of codes that a clip of ``num_samples`` samples (at ``spec.sample_rate``) becomes."""
+        ...
+
+    def encode(self, waveforms: list[np.ndarray]) -> list[np.ndarray]:
+        """float32 [samples] each → codes [num_codes] each, dtype ``spec.code_dtype``."""
+        ...
+
+    def decode(self, codes: list[np.ndarray]) -> list[np.ndarray]:
+        """codes [num_codes] each → float32 [samples] each at ``spec.sample_rate``.
+
+        Raises:
+            ValueError: a code outside its range, or a number of codes that is no whole number of frames.
+        """
+        ...

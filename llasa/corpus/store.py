@@ -1,0 +1,284 @@
+"""The token store: sharded Parquet files of codes, and a manifest that says what they are.
+
+    STORE/plan.json              what the store will hold; written first
+    STORE/SPLIT/NNNNN.parquet    a shard: written to a temporary name, synced, renamed
+    STORE/manifest.json          written last: the store is complete
+    STORE/rejects.jsonl          every dropped row and why
+
+A shard carries its own counts and rejects in its Parquet metadata, so the manifest follows from the shards alone
+and a killed run has nothing else to remember. The same inputs give the same bytes. Token ids are not stored:
+one store serves every tokenizer.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llasa.codec.base import CodecSpec
+from llasa.errors import UserError
+from llasa.provenance import write_atomically, write_json
+from llasa.types import EncodedUtterance
+
+FORMAT_VERSION = 1
+PLAN, MANIFEST, REJECTS = "plan.json", "manifest.json", "rejects.jsonl"
+METADATA_KEY = b"llasa"
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Rows ``start`` to ``stop`` of a split of the source, and the file they become."""
+
+    split: str
+    number: int
+    start: int
+    stop: int
+
+    @property
+    def file(self) -> str:
+        return f"{self.split}/{self.number:05d}.parquet"
+
+
+@dataclass
+class ShardRecord:
+    """What became of a shard's rows; stored inside the shard."""
+
+    rows: int
+    seconds: float
+    codes: int
+    languages: list[str]
+    rejects: list[dict[str, str]] = field(default_factory=list)
+
+
+def plan_shards(splits: dict[str, int], shard_rows: int) -> list[Shard]:
+    """Cut each split into shards of ``shard_rows`` source rows, in order."""
+    return [
+        Shard(split, number, start, min(start + shard_rows, rows))
+        for split, rows in splits.items()
+        for number, start in enumerate(range(0, rows, shard_rows))
+    ]
+
+
+def schema(spec: CodecSpec) -> pa.Schema:
+    return pa.schema(
+        [
+            ("id", pa.string()),
+            ("text", pa.string()),
+            ("text_given", pa.string()),
+            ("speaker", pa.string()),
+            ("language", pa.string()),
+            ("seconds", pa.float32()),
+            ("num_codes", pa.int32()),
+            ("codes", pa.list_(pa.from_numpy_dtype(np.dtype(spec.code_dtype)))),
+        ]
+    )
+
+
+def write_shard(
+    root: Path, shard: Shard, spec: CodecSpec, rows: Sequence[EncodedUtterance], rejects: list[dict[str, str]]
+) -> ShardRecord:
+    """Write a shard atomically. An empty one is written too: it records that its rows were all dropped."""
+    record = ShardRecord(
+        rows=len(rows),
+        seconds=round(sum(row.seconds for row in rows), 3),
+        codes=sum(len(row.codes) for row in rows),
+        languages=sorted({row.language for row in rows}),
+        rejects=rejects,
+    )
+    table = pa.table(
+        {
+            "id": [row.id for row in rows],
+            "text": [row.text for row in rows],
+            "text_given": [row.text_given for row in rows],
+            "speaker": [row.speaker for row in rows],
+            "language": [row.language for row in rows],
+            "seconds": [row.seconds for row in rows],
+            "num_codes": [len(row.codes) for row in rows],
+            "codes": [row.codes for row in rows],
+        },
+        schema=schema(spec).with_metadata({METADATA_KEY: json.dumps(vars(record), ensure_ascii=False).encode()}),
+    )
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", use_dictionary=["speaker", "language"], row_group_size=1000)
+    path = root / shard.file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, buffer.getvalue())
+    return record
+
+
+def read_shard_record(path: Path) -> ShardRecord:
+    """The record inside a shard. Raises ``pa.ArrowInvalid`` or ``OSError`` for a damaged file."""
+    metadata = pq.read_schema(path).metadata or {}
+    if METADATA_KEY not in metadata:
+        raise pa.ArrowInvalid("no record in the file's metadata")
+    return ShardRecord(**json.loads(metadata[METADATA_KEY]))
+
+
+def shard_is_whole(path: Path) -> bool:
+    try:
+        read_shard_record(path)
+    except (OSError, pa.ArrowInvalid):
+        return False
+    return True
+
+
+def write_plan(root: Path, plan: dict[str, Any]) -> None:
+    """Record what the store will hold, or check that an existing store holds the same.
+
+    Raises:
+        UserError: the folder holds a store of other settings (the differing keys are named), or something else.
+    """
+    path = root / PLAN
+    if path.is_file():
+        existing = json.loads(path.read_text())
+        differing = sorted(differing_keys(existing, plan))
+        if differing:
+            raise UserError(
+                f"{root} holds a store made with other settings: {', '.join(differing)}",
+                remedy="choose another folder with store=, or delete that one",
+            )
+        return
+    if root.is_dir() and any(root.iterdir()):
+        raise UserError(f"{root} is not empty and no token store", remedy="choose another folder with store=")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        write_json(path, plan)
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {root}: {error.strerror}", remedy="choose another folder with store="
+        ) from None
+
+
+def differing_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """Dotted keys under which two JSON values differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = old.keys() | new.keys()
+        return [k for key in keys for k in differing_keys(old.get(key), new.get(key), f"{prefix}{key}.")]
+    return [] if old == new else [prefix.rstrip(".")]
+
+
+def write_manifest(
+    root: Path, shards: Sequence[Shard], plan: dict[str, Any], provenance: dict[str, Any]
+) -> dict[str, Any]:
+    """Write `rejects.jsonl` and then `manifest.json`, both from the shards' own records."""
+    records = [(shard, read_shard_record(root / shard.file)) for shard in shards]
+    lines = [
+        json.dumps({"split": shard.split, **reject}, ensure_ascii=False) + "\n"
+        for shard, record in records
+        for reject in record.rejects
+    ]
+    splits = {}
+    for split in dict.fromkeys(shard.split for shard in shards):
+        mine = [record for shard, record in records if shard.split == split]
+        splits[split] = {
+            "shards": len(mine),
+            "rows": sum(record.rows for record in mine),
+            "seconds": round(sum(record.seconds for record in mine), 3),
+            "codes": sum(record.codes for record in mine),
+        }
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "codec": plan["codec"],
+        "source": plan["source"],
+        "languages": sorted({language for _, record in records for language in record.languages}),
+        "rows": sum(split["rows"] for split in splits.values()),
+        "seconds": round(sum(split["seconds"] for split in splits.values()), 3),
+        "codes": sum(split["codes"] for split in splits.values()),
+        "dropped": dict(sorted(Counter(r["reason"] for _, record in records for r in record.rejects).items())),
+        "splits": splits,
+        "provenance": provenance,
+    }
+    write_atomically(root / REJECTS, "".join(lines).encode())
+    write_json(root / MANIFEST, manifest)
+    return manifest
+
+
+class TokenStore:
+    """A finished store, opened for reading.
+
+    Opening checks the manifest and every shard's footer: it is there, whole, and its codes (by the column
+    statistics) lie inside the codebook. No codes are read.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        if not (self.root / MANIFEST).is_file():
+            unfinished = (self.root / PLAN).is_file()
+            raise UserError(
+                f"the token store at {root} is not finished" if unfinished else f"there is no token store at {root}",
+                remedy=f"{'finish' if unfinished else 'make'} it with `python preprocess.py lang=… store={root}`",
+            )
+        self.manifest: dict[str, Any] = json.loads((self.root / MANIFEST).read_text())
+        found = self.manifest.get("format_version")
+        if found != FORMAT_VERSION:
+            raise UserError(
+                f"{root} has store format {found}, this code reads {FORMAT_VERSION}",
+                remedy="make it again with preprocess.py",
+            )
+        self.codec = CodecSpec.from_dict(self.manifest["codec"])
+        for file in self.files():
+            self._check(file)
+
+    @property
+    def splits(self) -> list[str]:
+        return list(self.manifest["splits"])
+
+    def files(self, split: str | None = None) -> list[Path]:
+        """The shards of a split (or of all) in order, empty ones included."""
+        return [
+            self.root / f"{name}/{number:05d}.parquet"
+            for name, facts in self.manifest["splits"].items()
+            if split in (None, name)
+            for number in range(facts["shards"])
+        ]
+
+    def rows(self, split: str) -> Any:
+        """The rows of a split as a memory-mapped `datasets.Dataset` with the store's columns.
+
+        Raises:
+            UserError: there is no such split, or it has no rows.
+        """
+        if split not in self.splits:
+            raise UserError(f"{self.root} has no split {split!r}", remedy=f"it has {', '.join(self.splits)}")
+        if self.manifest["splits"][split]["rows"] == 0:
+            raise UserError(
+                f"the split {split} of {self.root} is empty", remedy="see rejects.jsonl there for the reasons"
+            )
+        import datasets
+
+        columns = [name for name in schema(self.codec).names if name != "text_given"]
+        files = [str(file) for file in self.files(split)]
+        progress = datasets.is_progress_bar_enabled()
+        datasets.disable_progress_bars()
+        try:
+            return datasets.Dataset.from_parquet(files, columns=columns).with_format("numpy")
+        finally:
+            if progress:
+                datasets.enable_progress_bars()
+
+    def _check(self, file: Path) -> None:
+        remedy = "delete that file and run preprocess.py again: it makes only what is missing"
+        try:
+            parquet = pq.ParquetFile(file)
+        except (OSError, pa.ArrowInvalid) as error:
+            reason = "is missing" if isinstance(error, FileNotFoundError) else f"is damaged ({error})"
+            raise UserError(f"shard {file} {reason}", remedy=remedy) from None
+        metadata = parquet.metadata
+        leaf = next(i for i in range(metadata.num_columns) if metadata.schema.column(i).path.startswith("codes."))
+        for group in range(metadata.num_row_groups):
+            statistics = metadata.row_group(group).column(leaf).statistics
+            if statistics is not None and statistics.has_min_max and statistics.max >= self.codec.codebook_size:
+                raise UserError(
+                    f"shard {file} has the code {statistics.max}, but the codebook of {self.codec.name} ends at "
+                    f"{self.codec.codebook_size - 1}",
+                    remedy=remedy,
+                )

@@ -1,0 +1,88 @@
+"""Where a result comes from: commit, versions, seeds and the resolved config, into every run folder and store.
+
+Nothing here depends on the time or the machine's paths, so that the same inputs give the same bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "transformers", "datasets", "accelerate", "pycodec2", "liger-kernel", "bitsandbytes", "flash-attn")
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def provenance() -> dict[str, Any]:
+    """Git commit (with `-dirty` when files differ from it) and the versions of what computes."""
+    return {"commit": git_commit(), "python": platform.python_version(), "packages": package_versions()}
+
+
+def package_versions() -> dict[str, str]:
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def git_commit() -> str:
+    """The commit of this code, or "unknown" where it is no git checkout."""
+    commit = _git("rev-parse", "HEAD")
+    if commit is None:
+        return "unknown"
+    return commit.strip() + ("-dirty" if _git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def git_diff() -> str:
+    return _git("diff", "HEAD") or ""
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True, timeout=30, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout if result.returncode == 0 else None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that the file appears whole or not at all."""
+    write_atomically(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write to a temporary name, sync, rename: a reader sees the old file or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_run_record(folder: Path, config: Any, **facts: Any) -> None:
+    """`config.yaml` (resolved), `provenance.json` and, when the code differs from its commit, `git.diff`."""
+    import yaml
+
+    folder.mkdir(parents=True, exist_ok=True)
+    resolved = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+    write_atomically(folder / "config.yaml", resolved.encode())
+    write_json(folder / "provenance.json", provenance() | facts)
+    diff = git_diff()
+    if diff:
+        write_atomically(folder / "git.diff", diff.encode())

@@ -1,0 +1,79 @@
+"""What happens beside the steps: metrics to the tracker, a progress bar to the person."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+from tqdm import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from llasa.errors import UserError
+from llasa.packing.dataset import PackedRows
+from llasa.tracking import Tracker
+
+
+class MetricsCallback(TrainerCallback):
+    """Logs loss, learning rate, gradient norm and throughput, and shows them beside a progress bar.
+
+    Tokens are counted from the plan (padding excluded), so they are right after a resume too. Throughput covers
+    all devices.
+    """
+
+    def __init__(self, tracker: Tracker, data: PackedRows, rows_per_step: int) -> None:
+        self.tracker, self.data, self.rows_per_step = tracker, data, rows_per_step
+        self.tokens = 0
+        self.last: dict[str, float | int] = {}
+        self._bar: Any = None
+        self._mark = (0, 0.0)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.tokens = self.data.num_tokens(0, state.global_step * self.rows_per_step)
+        self._mark = (self.tokens, time.perf_counter())
+        self._bar = tqdm(total=state.max_steps, initial=state.global_step, unit=" steps", desc="training", disable=None)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        step = state.global_step
+        self.tokens += self.data.num_tokens((step - 1) * self.rows_per_step, step * self.rows_per_step)
+        self._bar.update(1)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not logs or "loss" not in logs:
+            return
+        now = time.perf_counter()
+        tokens, since = self._mark
+        self._mark = (self.tokens, now)
+        self.last = {
+            "step": state.global_step,
+            "loss": logs["loss"],
+            "lr": logs["learning_rate"],
+            "grad_norm": float(logs["grad_norm"]),
+            "tokens_per_second": round((self.tokens - tokens) / max(now - since, 1e-9), 1),
+            "tokens": self.tokens,
+            "epoch": round(state.global_step * self.rows_per_step / self.data.plan.rows_in(1), 4),
+        }
+        self.tracker.log(self.last)
+        if not math.isfinite(self.last["loss"]):
+            raise UserError(
+                f"the loss is {self.last['loss']} at step {state.global_step}",
+                remedy="lower optimizer.lr or raise schedule.warmup, and start again",
+            )
+        shown = f"loss {self.last['loss']:.3f}, {self.last['tokens_per_second']:,.0f} tokens/s"
+        self._bar.set_postfix_str(shown)
+        if self._bar.disable:
+            print(f"step {state.global_step}/{state.max_steps}: {shown}", flush=True)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._bar.close()

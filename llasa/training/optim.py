@@ -1,0 +1,37 @@
+"""Optimizers and schedules that need more than a name in a config file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from transformers import get_scheduler
+
+from llasa.config import ScheduleConfig
+
+
+def auto(params: Iterable[Any], **settings: Any) -> torch.optim.Optimizer:
+    """8-bit Adam on CUDA, fused AdamW elsewhere (`optimizer=auto`).
+
+    8-bit Adam quarters the memory of the states; on a CPU it costs about 20 times as much time a step.
+    """
+    groups = list(params)
+    if groups[0]["params"][0].is_cuda:
+        from bitsandbytes.optim import Adam8bit
+
+        return Adam8bit(groups, **settings)
+    return torch.optim.AdamW(groups, fused=True, **settings)
+
+
+def build_schedule(
+    config: ScheduleConfig, optimizer: torch.optim.Optimizer, num_steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """The learning rate over ``num_steps`` optimizer steps: linear warm-up, then the configured shape."""
+    warmup = round(config.warmup * num_steps)
+    if config.name == "constant":
+        return get_scheduler("constant_with_warmup", optimizer, num_warmup_steps=warmup)
+    if config.name == "wsd":
+        kwargs = {"num_decay_steps": round(config.decay * num_steps), "min_lr_ratio": config.min_ratio}
+        return get_scheduler("warmup_stable_decay", optimizer, warmup, num_steps, kwargs)
+    return get_scheduler("cosine_with_min_lr", optimizer, warmup, num_steps, {"min_lr_rate": config.min_ratio})

@@ -1,0 +1,65 @@
+"""A tiny XCodec2 with random weights: the real architecture, 65,536 codes at 50 per second, nothing downloaded.
+
+It is no codec for listening (its weights are random), but its codes depend on the sound: see the tests.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PROJECTION_GAIN = 1.0
+"""Standard deviation, over a noisy clip, of the values that the quantizer rounds (before its two tanh)."""
+
+
+def save_tiny_xcodec2(folder: str | Path, seed: int = 0) -> Path:
+    """Build the model from ``seed`` and ``save_pretrained`` it to ``folder``; the same seed gives the same weights.
+
+    A plainly initialised model emits one and the same code throughout, because the values before the quantizer
+    hardly move. So the quantizer's input projection is rescaled on a noise of changing loudness: each of its eight
+    outputs then has mean 0 and standard deviation ``PROJECTION_GAIN`` over the frames.
+    """
+    import torch
+    from transformers import Wav2Vec2BertConfig, Xcodec2Config, Xcodec2Model
+
+    from llasa.codec.features import KaldiFilterBank
+
+    hidden_size = 32  # the decoder's group norms want a multiple of 32
+    config = Xcodec2Config(
+        hidden_size=hidden_size,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=16,
+        encoder_hidden_size=1,
+        downsampling_ratios=[5, 4, 4, 2, 2],
+        quantization_levels=[4] * 8,
+        quantization_dim=2 * hidden_size,
+        semantic_model_config=Wav2Vec2BertConfig(
+            hidden_size=hidden_size,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            feature_projection_input_dim=160,
+            output_hidden_size=hidden_size,
+        ),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Xcodec2Model(config).eval()
+        noise = torch.randn(4, 100 * config.hop_length) * torch.rand(4, 100).repeat_interleave(config.hop_length, 1)
+
+    with torch.inference_mode():
+        inputs = []
+        hook = model.quantizer.project_in.register_forward_hook(lambda module, args, output: inputs.append(output))
+        margin = config.hop_length // 2
+        features = KaldiFilterBank()(torch.nn.functional.pad(0.3 * noise, (margin, margin)))
+        model.encode(0.3 * noise[:, None], input_features=features)
+        hook.remove()
+    values = inputs[0].flatten(0, 1)  # [frames, 8]
+    with torch.no_grad():
+        scale = PROJECTION_GAIN / values.std(dim=0)
+        model.quantizer.project_in.weight.mul_(scale[:, None])
+        model.quantizer.project_in.bias.sub_(values.mean(dim=0)).mul_(scale)
+    model.save_pretrained(folder)
+    return Path(folder)
