@@ -17,6 +17,9 @@ from llasa.errors import RejectedRow
 MAX_SECONDS = 3600.0
 """Longer files are refused before they are decoded, so a forged header cannot exhaust the memory."""
 
+MAX_PEAK = 16.0
+"""A float file may pass full scale (1) a little; this far beyond, it holds integers or rubbish."""
+
 
 def decode_audio(source: bytes | str | Path) -> tuple[np.ndarray, int]:
     """Decode a file (by path or content) into mono float32 [samples] and its sample rate in Hz.
@@ -27,9 +30,9 @@ def decode_audio(source: bytes | str | Path) -> tuple[np.ndarray, int]:
     import soundfile
 
     if isinstance(source, str | Path):
-        if not Path(source).is_file():
+        if not os.path.isfile(source):  # unlike Path.is_file, also False for a name too long for the system
             raise RejectedRow("missing_audio", f"no file at {source}")
-        if Path(source).stat().st_size == 0:
+        if os.path.getsize(source) == 0:
             raise RejectedRow("empty_audio", f"{source} has no bytes")
         handle = source
     else:
@@ -45,12 +48,14 @@ def decode_audio(source: bytes | str | Path) -> tuple[np.ndarray, int]:
             samples = file.read(dtype="float32", always_2d=True)
             rate = file.samplerate
     except (soundfile.SoundFileError, OSError, ValueError, TypeError) as error:
-        raise RejectedRow("unreadable_audio", str(error)) from error
+        # error_string leaves out what was opened: for bytes, that is an address in memory, another in every run.
+        raise RejectedRow("unreadable_audio", str(getattr(error, "error_string", error))) from error
     if len(samples) == 0:
         raise RejectedRow("empty_audio", "no samples")
     waveform = samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0]
-    if not np.isfinite(waveform).all():
-        raise RejectedRow("unreadable_audio", "samples that are not finite")
+    peak = float(np.abs(waveform).max())
+    if not peak <= MAX_PEAK:  # nor if it is no number
+        raise RejectedRow("unreadable_audio", f"samples up to {peak:g}, where full scale is 1")
     return np.ascontiguousarray(waveform, dtype=np.float32), rate
 
 
@@ -64,9 +69,16 @@ def resample(waveform: np.ndarray, rate: int, target_rate: int) -> np.ndarray:
 
 
 def read_audio(source: bytes | str | Path, target_rate: int) -> np.ndarray:
-    """Decode, mix to mono and resample: float32 [samples] at ``target_rate`` Hz."""
+    """Decode, mix to mono and resample: float32 [samples] at ``target_rate`` Hz, at least one.
+
+    Raises:
+        RejectedRow: as :func:`decode_audio`.
+    """
     waveform, rate = decode_audio(source)
-    return resample(waveform, rate, target_rate)
+    resampled = resample(waveform, rate, target_rate)
+    if len(resampled) == 0:
+        raise RejectedRow("empty_audio", f"{len(waveform)} samples at {rate} Hz are none at {target_rate} Hz")
+    return resampled
 
 
 def write_wav(path: str | Path, waveform: np.ndarray, sample_rate: int) -> None:

@@ -14,6 +14,7 @@ Nothing here imports torch: `python train.py --help` has to answer at once.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,6 +64,10 @@ class ArchitectureConfig:
     initializer_range: float = 0.02
 
     def __post_init__(self) -> None:
+        for key in (
+            "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"
+        ):  # fmt: skip
+            require(getattr(self, key) >= 1, f"model.architecture.{key}", getattr(self, key), "use 1 or more")
         heads = self.num_attention_heads
         require(
             self.hidden_size % (2 * heads) == 0,
@@ -182,7 +187,7 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         if self.max_steps is not None:
             require(self.max_steps >= 1, "trainer.max_steps", self.max_steps, "use 1 or more, or null for epochs")
-        require(self.epochs > 0, "trainer.epochs", self.epochs, "use a positive number")
+        require(0 < self.epochs < math.inf, "trainer.epochs", self.epochs, "use a positive number")
         require(self.rows_per_device >= 1, "trainer.rows_per_device", self.rows_per_device, "use 1 or more")
         require(
             self.rows_per_step % self.rows_per_device == 0 and self.rows_per_step >= 1,
@@ -238,6 +243,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require_choice("device", self.device, ("auto", "cpu", "cuda"))
+        require(0 <= self.seed < 2**32, "seed", self.seed, "use 0 to 4294967295")
 
 
 @dataclass
@@ -329,6 +335,7 @@ class InferConfig:
 
     def __post_init__(self) -> None:
         require_choice("device", self.device, ("auto", "cpu", "cuda"))
+        require(0 <= self.seed < 2**32, "seed", self.seed, "use 0 to 4294967295")
         if (self.text is None) == (self.texts is None):
             raise UserError("infer needs something to say", remedy='pass either text="…" or texts=FILE')
         if (self.voice is None) != (self.voice_text is None):

@@ -22,7 +22,7 @@ from typing import Any
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -45,6 +45,10 @@ def entry(root: str) -> Callable[[Callable[[Any], Any]], Callable[[], None]]:
                 return function(typed_config(node))
             except UserError as error:
                 fail(error)
+            except InstantiationException as error:
+                fail(explain_instantiation(error))
+            except (HydraException, OmegaConfBaseException) as error:  # here, or Hydra prints a line of its own
+                fail(explain(error, root))
 
         program = hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=root)(task)
 
@@ -60,8 +64,14 @@ def entry(root: str) -> Callable[[Callable[[Any], Any]], Callable[[], None]]:
                 sys.exit(130)
             except UserError as error:
                 fail(error)
+            except InstantiationException:  # a bug in what was built: see explain_instantiation
+                raise
             except (HydraException, OmegaConfBaseException) as error:
                 fail(explain(error, root))
+            except ValueError as error:
+                if not str(error).startswith("Config group override"):  # codec=null, lang=5
+                    raise
+                fail(UserError(str(error).rstrip("."), remedy="pass GROUP=OPTION, see --help"))
             except (PermissionError, NotADirectoryError, FileExistsError) as error:
                 fail(UserError(f"cannot write {error.filename}: {error.strerror}", remedy="choose another folder"))
 
@@ -99,7 +109,9 @@ def refuse_added_keys(config: Any, prefix: str = "") -> None:
     names = [field.name for field in fields(config)]
     for name, value in vars(config).items():
         if name not in names:
-            raise UserError(f"there is no key {prefix + name!r}", remedy=nearest(name, names))
+            raise UserError(
+                f"there is no key {prefix + name!r}", remedy=nearest(prefix + name, [prefix + known for known in names])
+            )
         refuse_added_keys(value, f"{prefix}{name}.")
 
 
@@ -123,21 +135,40 @@ def group_config(group: str, option: str) -> dict[str, Any]:
     return OmegaConf.to_container(OmegaConf.load(path), resolve=True)
 
 
+QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
+
+
 def quote_raw_values(arguments: Sequence[str]) -> list[str]:
     """Quote free text and paths so that Hydra takes them literally: `text=Ciao, come stai?` is one string."""
     sweep = "-m" in arguments or "--multirun" in arguments
     quoted = []
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        already = len(value) >= 2 and value[0] == value[-1] and value[0] in "'\""
+        already = QUOTED.fullmatch(value)
         swept = sweep and "," in value
         interpolated = "${" in value and key not in ("text", "voice_text")
         if equals and key in RAW_TEXT_KEYS and value not in ("", "null") and not (already or swept or interpolated):
-            value = value.replace("${", "\\${")
+            # OmegaConf reads \${ as a plain ${ and halves the backslashes before it.
+            value = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + "\\${", value)
             # In Hydra's quotes a backslash is special only before a quote or at the end.
             value = "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value) + "'"
         quoted.append(f"{key}{equals}{value}")
     return quoted
+
+
+def explain_instantiation(error: InstantiationException) -> UserError:
+    """What a person can fix about a `_target_` that could not be built; a bug in it is raised again."""
+    cause = error.__cause__
+    if isinstance(cause, UserError):
+        return cause
+    target = re.search(r"target '([^']+)'", str(error))
+    if target and str(error).startswith("Error locating target"):
+        while cause is not None and cause.__cause__ is not None:
+            cause = cause.__cause__
+        return UserError(f"cannot import {target[1]}: {cause}", remedy="check the _target_, or install its package")
+    if target and isinstance(cause, TypeError) and cause.__traceback__ and cause.__traceback__.tb_next is None:
+        return UserError(f"{target[1]}: {cause}", remedy="check the names in its config")  # refused by its signature
+    raise error
 
 
 def explain(error: Exception, root: str) -> UserError:
@@ -157,6 +188,9 @@ def explain(error: Exception, root: str) -> UserError:
     if in_struct or (key and "No match in the defaults list" in message):
         wanted = in_struct[2] if in_struct else key[1]
         return UserError(f"there is no key {wanted!r} in the {root} config", remedy=nearest(wanted, valid_keys(root)))
+    grammar = re.match(r"(?:Error parsing override|Ambiguous value for argument) .*", message)
+    if grammar:
+        return UserError(grammar[0], remedy="write KEY=VALUE, a list as KEY=[A,B]; -m KEY=A,B runs a sweep")
     detail = str(cause) if isinstance(cause, OmegaConfBaseException) else message
     first = detail.strip().splitlines()[0]
     full_key = re.search(r"full_key: (\S+)", f"{detail}\n{message}")
@@ -171,7 +205,7 @@ def nearest(wanted: str, names: Sequence[str]) -> str:
     close = same_leaf[:3] or difflib.get_close_matches(wanted, names, n=3, cutoff=0.6)
     if close:
         return f"did you mean {' or '.join(close)}?"
-    top = [name for name in names if "." not in name]
+    top = [name for name in names if "." not in name] or names
     return f"valid names: {', '.join(top)}"
 
 

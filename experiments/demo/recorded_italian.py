@@ -73,7 +73,9 @@ def transcripts(root: Path) -> Iterator[tuple[str, str]]:
         yield key.strip(), text
 
 
-def sentences(root: Path, *, min_words: int, max_words: int, min_seconds: float, max_seconds: float) -> list[tuple[Path, str]]:
+def sentences(
+    root: Path, *, min_words: int, max_words: int, min_seconds: float, max_seconds: float
+) -> list[tuple[Path, str]]:
     """(file, text) of the prompts of that length, each text once, in the order of their names."""
     import soundfile
 

@@ -4,35 +4,42 @@ A frame is 20 ms and 48 bits, most significant first: 2 voicing and 8 pitch-and-
 spectral pairs, 2 spare bits that are always zero. It becomes four codes of 10, 12, 12 and 12 bits, each with a
 range of its own, so one flat codebook holds them all: 1,024 + 3 x 4,096 = 13,312.
 
-Source: Rowe, "Techniques for Harmonic Sinusoidal Coding" (1997), and the package pycodec2, which bundles libcodec2.
-Cost: about 1,000 times faster than real time on one CPU core, both ways.
+Source: Rowe, "Techniques for Harmonic Sinusoidal Coding" (1997); the library comes with the package pycodec2.
+Cost: about 300 times faster than real time on one CPU core, both ways.
 """
 
 from __future__ import annotations
 
-from importlib.metadata import version
+import _ctypes
+import ctypes
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import files, version
 
 import numpy as np
 
 from llasa.codec.base import CodecSpec
+from llasa.errors import UserError
 
 BITS = (10, 12, 12, 12)
-FRAME_BITS, SPARE_BITS = 48, 2
+FRAME_BYTES, SPARE_BITS = 6, 2
 SAMPLE_RATE, FRAME_SAMPLES = 8000, 160
+MODE_2400 = 1
 
 _SIZES = np.array([1 << bits for bits in BITS])
 _STARTS = np.concatenate([[0], np.cumsum(_SIZES)[:-1]])
 _SHIFTS = SPARE_BITS + np.concatenate([np.cumsum(BITS[::-1])[::-1][1:], [0]])
+_BYTE_WEIGHTS = 1 << (8 * np.arange(FRAME_BYTES)[::-1])
+_LIBRARY_LOCK = threading.Lock()
 
 
 class Codec2:
-    """The :class:`~llasa.codec.base.Codec` protocol over libcodec2.
-
-    The coder keeps state from frame to frame, so each clip gets a fresh one: a clip's codes never depend on
-    its neighbours.
-    """
+    """The :class:`~llasa.codec.base.Codec` protocol over libcodec2."""
 
     def __init__(self, *, name: str = "codec2") -> None:
+        self._library = _library_path()
         self.spec = CodecSpec(
             name=name,
             fingerprint=f"codec2-2400-{'.'.join(map(str, BITS))}-pycodec2-{version('pycodec2').split('.')[0]}",
@@ -54,25 +61,61 @@ class Codec2:
 
     def _encode(self, waveform: np.ndarray) -> np.ndarray:
         """float32 [samples] → uint16 [4 * frames]."""
-        import pycodec2
-
-        coder = pycodec2.Codec2(2400)
         pcm = np.clip(np.rint(waveform * 32767.0), -32768, 32767).astype(np.int16)
-        pcm = np.pad(pcm, (0, -len(pcm) % FRAME_SAMPLES))
-        frames = [int.from_bytes(coder.encode(frame), "big") for frame in pcm.reshape(-1, FRAME_SAMPLES)]
-        words = np.array(frames, dtype=np.int64)[:, None]
-        return ((words >> _SHIFTS) % _SIZES + _STARTS).astype(np.uint16).reshape(-1)
+        pcm = np.pad(pcm, (0, -len(pcm) % FRAME_SAMPLES)).reshape(-1, FRAME_SAMPLES)
+        frames = np.zeros((len(pcm), FRAME_BYTES), dtype=np.uint8)
+        with _fresh_coder(self._library) as (library, coder):
+            for source, target in zip(pcm, frames, strict=True):
+                library.codec2_encode(coder, target.ctypes.data, source.ctypes.data)
+        words = frames.astype(np.int64) @ _BYTE_WEIGHTS
+        return ((words[:, None] >> _SHIFTS) % _SIZES + _STARTS).astype(np.uint16).reshape(-1)
 
     def _decode(self, codes: np.ndarray) -> np.ndarray:
         """uint16 [4 * frames] → float32 [160 * frames]."""
-        import pycodec2
-
         if len(codes) % len(BITS):
             raise ValueError(f"{len(codes)} codes are no whole number of frames of {len(BITS)}")
         parts = np.asarray(codes, dtype=np.int64).reshape(-1, len(BITS)) - _STARTS
         if ((parts < 0) | (parts >= _SIZES)).any():
             raise ValueError("a code stands outside the range of its place in the frame")
-        coder = pycodec2.Codec2(2400)
         words = (parts << _SHIFTS).sum(axis=1)
-        pcm = [coder.decode(int(word).to_bytes(FRAME_BITS // 8, "big")) for word in words]
-        return np.concatenate(pcm).astype(np.float32) / 32768.0 if pcm else np.zeros(0, np.float32)
+        frames = (words[:, None] // _BYTE_WEIGHTS % 256).astype(np.uint8)
+        pcm = np.zeros((len(frames), FRAME_SAMPLES), dtype=np.int16)
+        with _fresh_coder(self._library) as (library, coder):
+            for source, target in zip(frames, pcm, strict=True):
+                library.codec2_decode(coder, target.ctypes.data, source.ctypes.data)
+        return pcm.reshape(-1).astype(np.float32) / 32768.0
+
+
+@contextmanager
+def _fresh_coder(path: str) -> Iterator[tuple[ctypes.CDLL, int]]:
+    """A coder of a library that was loaded for it alone.
+
+    libcodec2 draws the phases of unvoiced frames from a generator that is static in the library, has no seed and
+    runs on from clip to clip. Loading the library for each clip (0.1 ms) starts it anew, so a clip's waveform never
+    depends on what was decoded before. The Python module pycodec2 must not be imported: it would keep the library
+    loaded.
+    """
+    if "pycodec2" in sys.modules:
+        raise RuntimeError(
+            "pycodec2 is imported: Codec2's generator cannot be started anew, decoding is not repeatable"
+        )
+    with _LIBRARY_LOCK:
+        library = ctypes.CDLL(path)
+        try:
+            library.codec2_create.restype = ctypes.c_void_p
+            library.codec2_create.argtypes = [ctypes.c_int]
+            library.codec2_destroy.argtypes = [ctypes.c_void_p]
+            library.codec2_encode.argtypes = library.codec2_decode.argtypes = [ctypes.c_void_p] * 3
+            coder = library.codec2_create(MODE_2400)
+            yield library, coder
+            library.codec2_destroy(coder)
+        finally:
+            _ctypes.dlclose(library._handle)
+
+
+def _library_path() -> str:
+    """The shared library inside the package pycodec2 (`pycodec2.libs` on Linux, `.dylibs` on macOS)."""
+    found = [file for file in files("pycodec2") or () if file.name.startswith("libcodec2")]
+    if not found:
+        raise UserError("the package pycodec2 has no libcodec2 here", remedy="use Linux or macOS, or another codec")
+    return str(found[0].locate())

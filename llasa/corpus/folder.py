@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
+import itertools
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+from llasa.config import require
 from llasa.corpus.sources import SourceRow
 from llasa.errors import RejectedRow, UserError
 
@@ -34,6 +38,7 @@ class ManifestSource:
         self._load(limit)
 
     def _load(self, limit: int | None) -> None:
+        require(limit is None or limit >= 1, "dataset.limit", limit, "use 1 or more, or null for all rows")
         content = self.file.read_bytes()
         try:
             text = content.decode("utf-8-sig")
@@ -63,12 +68,14 @@ class ManifestSource:
             raise RejectedRow("missing_column", f"no {' or '.join(AUDIO_KEYS)} in row {index}")
         if text is None:
             raise RejectedRow("missing_column", f"no {' or '.join(TEXT_KEYS)} in row {index}")
+        if not str(audio).strip():
+            raise RejectedRow("missing_audio", f"row {index} names no file")
         return SourceRow(
-            id=str(fields.get("id") or Path(str(audio)).stem),
+            id=optional(fields, "id", Path(str(audio)).stem),
             text=str(text),
             audio=self._locate(str(audio)),
-            speaker=str(fields.get("speaker") or ""),
-            language=str(fields.get("language") or self.language),
+            speaker=optional(fields, "speaker", ""),
+            language=optional(fields, "language", self.language),
         )
 
     def _locate(self, audio: str) -> Path:
@@ -79,7 +86,8 @@ class FolderSource(ManifestSource):
     """A folder with ``metadata.csv`` or ``metadata.jsonl``.
 
     ``metadata.csv`` is either LJSpeech's form (``id|text`` or ``id|raw|normalised``, no header, no quotes, audio at
-    ``wavs/id.wav`` or ``id.wav``) or has a header with ``file_name`` and ``text``, optionally ``speaker``.
+    ``wavs/id.wav`` or ``id.wav``) or has a header with ``file_name`` and ``text``, optionally ``speaker``. Under a
+    header, values between commas or semicolons may be quoted; between bars or tabs a quote is part of the text.
     """
 
     def __init__(self, *, path: str, language: str, name: str = "folder", limit: int | None = None) -> None:
@@ -101,21 +109,19 @@ class FolderSource(ManifestSource):
     def _parse(self, text: str) -> list[dict[str, Any]]:
         if self.file.suffix == ".jsonl":
             return parse_json_lines(text)
-        lines = text.splitlines()
-        first = next((line for line in lines if line.strip()), "")
+        # Not str.splitlines, which would also cut a transcript at a U+2028 or a form feed.
+        lines = [line for line in io.StringIO(text, newline=None) if line.strip()]
+        first = lines[0].strip() if lines else ""
         for delimiter in (",", "|", "\t", ";"):
-            header = next(csv.reader([first], delimiter=delimiter), [])
-            header = [name.strip() for name in header]
+            header = [name.strip() for name in next(csv.reader([first], delimiter=delimiter), [])]
             if set(header) & set(AUDIO_KEYS) and set(header) & set(TEXT_KEYS):
-                rows = csv.DictReader(lines, fieldnames=header, delimiter=delimiter)
-                next(rows)
-                return [{k: v for k, v in row.items() if k is not None and v} for row in rows]
-        if "|" not in first:
+                return parse_csv_lines(lines[1:], header, delimiter)
+        if lines and "|" not in first:
             raise UserError(
                 f"{self.file} has neither LJSpeech lines `id|text` nor a header with file_name and text",
                 remedy=f"its first line is {first[:80]!r}",
             )
-        return [parse_ljspeech_line(line) for line in lines if line.strip()]
+        return [parse_ljspeech_line(line) for line in lines]
 
     def _locate(self, audio: str) -> Path:
         direct = self.folder / audio
@@ -124,7 +130,7 @@ class FolderSource(ManifestSource):
         places = [
             base.with_name(base.name + suffix) for suffix in AUDIO_SUFFIXES for base in (direct, self._wavs(audio))
         ]
-        return next((place for place in places if place.is_file()), self._wavs(audio + ".wav"))
+        return next((place for place in places if os.path.isfile(place)), self._wavs(audio + ".wav"))
 
     def _wavs(self, audio: str) -> Path:
         return self.folder / "wavs" / audio
@@ -134,12 +140,45 @@ def first_of(fields: dict[str, Any], keys: tuple[str, ...]) -> Any:
     return next((fields[key] for key in keys if fields.get(key) is not None), None)
 
 
+def optional(fields: dict[str, Any], key: str, default: str) -> str:
+    value = fields.get(key)
+    return default if value is None or value == "" else str(value)  # the number 0 is a name too
+
+
 def parse_ljspeech_line(line: str) -> dict[str, Any]:
     """``id|text`` or ``id|raw|normalised``; of the latter the normalised text is taken."""
     identifier, *texts = (part.strip() for part in line.split("|"))
-    if not texts:
-        return {"malformed": f"no `|` in {line[:80]!r}"}
-    return {"id": identifier, "audio": identifier, "text": texts[1] if len(texts) > 1 and texts[1] else texts[0]}
+    if not 1 <= len(texts) <= 2:
+        return {"malformed": f"{len(texts) + 1} values where two or three belong: {line.strip()[:80]!r}"}
+    return {"id": identifier, "audio": identifier, "text": texts[-1] or texts[0]}
+
+
+def parse_csv_lines(lines: list[str], header: list[str], delimiter: str) -> list[dict[str, Any]]:
+    """A dictionary for each row; one that does not fit the header becomes ``{"malformed": why}``.
+
+    A quote that is never closed would make one row of all the lines up to the next quote, so after a bad row reading
+    goes on with the line after the one where it began.
+    """
+    quoting = csv.QUOTE_MINIMAL if delimiter in ",;" else csv.QUOTE_NONE
+    style: dict[str, Any] = {"delimiter": delimiter, "quoting": quoting, "skipinitialspace": True, "strict": True}
+    rows: list[dict[str, Any]] = []
+    start = 0
+    while start < len(lines):
+        reader = csv.reader(itertools.islice(lines, start, None), **style)
+        done = 0
+        try:
+            for values in reader:
+                if len(values) > len(header):
+                    line = delimiter.join(values)[:80]
+                    rows.append({"malformed": f"{len(values)} values for {len(header)} columns: {line!r}"})
+                else:
+                    rows.append(dict(zip(header, values, strict=False)))
+                done = reader.line_num
+            break
+        except csv.Error as error:
+            rows.append({"malformed": f"{error}: {lines[start + done].strip()[:80]!r}"})
+            start += done + 1
+    return rows
 
 
 def parse_json_lines(text: str) -> list[dict[str, Any]]:
@@ -150,7 +189,8 @@ def parse_json_lines(text: str) -> list[dict[str, Any]]:
             continue
         try:
             fields = json.loads(line)
-        except json.JSONDecodeError as error:
-            fields = {"malformed": f"line {number} is not JSON: {error.msg}"}
+            json.dumps(fields, ensure_ascii=False).encode()  # raises for half a surrogate pair, which no file can hold
+        except (ValueError, RecursionError) as error:
+            fields = {"malformed": f"line {number} cannot be read: {getattr(error, 'msg', error)}"}
         rows.append(fields if isinstance(fields, dict) else {"malformed": f"line {number} is not a JSON object"})
     return rows

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from llasa.config import require
 from llasa.corpus.sources import SourceRow
 from llasa.errors import RejectedRow, UserError
 
@@ -18,7 +19,10 @@ class HubSource:
     Args:
         path: hub name or local folder. config: the data set's configuration, if it has several.
         splits: our name of a split → the data set's. columns: ``audio``, ``text``, ``speaker``, ``id`` → its names;
-            the last two may be none.
+            the last two may be none. limit: keep only the first so many rows of each split.
+
+    Raises:
+        UserError: the data set cannot be loaded, or has other columns.
     """
 
     def __init__(
@@ -33,9 +37,13 @@ class HubSource:
         limit: int | None = None,
     ) -> None:
         import datasets
+        import pyarrow as pa
 
+        require(limit is None or limit >= 1, "dataset.limit", limit, "use 1 or more, or null for all rows")
+        for key in ("audio", "text"):
+            require(bool(columns[key]), f"dataset.columns.{key}", columns[key], "name the column of the data set")
         self.name, self.path, self.config, self.language = name, path, config, language
-        self.columns = columns
+        self.split_names, self.columns = splits, columns
         if not Path(path).exists() and datasets.config.HF_HUB_OFFLINE:
             raise UserError(f"{path} is no local folder and the hub is switched off", remedy="unset HF_HUB_OFFLINE")
         self.datasets: dict[str, Any] = {}
@@ -51,10 +59,12 @@ class HubSource:
                 datasets.exceptions.DatasetsError,
             ) as error:
                 where = f"{path}, configuration {config}, split {theirs}"
-                why = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+                told = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else error
+                why = next(iter(str(told).strip().splitlines()), "") or type(error).__name__
                 raise UserError(
                     f"cannot load {where}: {why}",
-                    remedy="check the names and the network; for a gated data set accept its terms and run `hf auth login`",
+                    remedy="check the names and the network; a folder of recordings is dataset=folder, and for a gated "
+                    "data set accept its terms and run `hf auth login`",
                 ) from error
             wanted = [column for column in columns.values() if column]
             missing = [column for column in wanted if column not in rows.column_names]
@@ -63,15 +73,21 @@ class HubSource:
                     f"{path} has no column {missing[0]!r}; it has {', '.join(rows.column_names)}",
                     remedy="map the columns with dataset.columns.text=… and dataset.columns.audio=…",
                 )
-            self.datasets[ours] = rows.cast_column(columns["audio"], datasets.Audio(decode=False)).select_columns(
-                wanted
-            )
+            try:
+                rows = rows.cast_column(columns["audio"], datasets.Audio(decode=False))
+            except (pa.ArrowException, TypeError, ValueError) as error:
+                raise UserError(
+                    f"the column {columns['audio']!r} of {path} holds no audio: {error}",
+                    remedy=f"set dataset.columns.audio=… to one of {', '.join(rows.column_names)}",
+                ) from error
+            self.datasets[ours] = rows.select_columns(wanted)
 
     def describe(self) -> dict[str, Any]:
         return {
             "name": self.name,
             "path": self.path,
             "config": self.config,
+            "splits": dict(self.split_names),
             "columns": dict(self.columns),
             "rows": self.splits(),
         }
@@ -84,17 +100,20 @@ class HubSource:
         audio, text = fields[self.columns["audio"]], fields[self.columns["text"]]
         if text is None:
             raise RejectedRow("empty_text", "no transcript")
+        if not isinstance(text, str):
+            raise RejectedRow("malformed_row", f"the transcript is no text but {type(text).__name__}")
         if audio is None or (audio.get("bytes") is None and not audio.get("path")):
             raise RejectedRow("missing_audio", "no bytes and no path")
         content = audio["bytes"] if audio.get("bytes") is not None else Path(audio["path"])
         return SourceRow(
-            id=str(self._optional(fields, "id") or f"{split}-{index}"),
+            id=self._optional(fields, "id", f"{split}-{index}"),
             text=text,
             audio=content,
-            speaker=str(self._optional(fields, "speaker") or ""),
+            speaker=self._optional(fields, "speaker", ""),
             language=self.language,
         )
 
-    def _optional(self, fields: dict[str, Any], key: str) -> Any:
+    def _optional(self, fields: dict[str, Any], key: str, default: str) -> str:
         column = self.columns.get(key)
-        return fields[column] if column else None
+        value = fields[column] if column else None
+        return default if value is None or value == "" else str(value)  # the number 0 is a name too

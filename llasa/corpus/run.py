@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,15 @@ from hydra.utils import instantiate
 
 from llasa.config import PreprocessConfig
 from llasa.corpus.runners import RUNNERS
-from llasa.corpus.store import MANIFEST, plan_shards, shard_is_whole, write_manifest, write_plan
+from llasa.corpus.store import (
+    FORMAT_VERSION,
+    MANIFEST,
+    plan_shards,
+    read_json,
+    shard_is_whole,
+    write_manifest,
+    write_plan,
+)
 from llasa.errors import UserError
 from llasa.provenance import provenance
 
@@ -27,6 +34,7 @@ def preprocess(config: PreprocessConfig) -> dict[str, Any]:
     codec = instantiate(config.codec)
     shards = plan_shards(source.splits(), config.shard_rows)
     plan = {
+        "format_version": FORMAT_VERSION,
         "source": source.describe(),
         "splits": source.splits(),
         "language": config.lang.code,
@@ -37,7 +45,7 @@ def preprocess(config: PreprocessConfig) -> dict[str, Any]:
     write_plan(root, plan)
     missing = [shard for shard in shards if not shard_is_whole(root / shard.file)]
     if not missing and (root / MANIFEST).is_file():
-        manifest = json.loads((root / MANIFEST).read_text())
+        manifest = read_json(root / MANIFEST)
         print("the store is complete, nothing to do")
     else:
         # A manifest says that the store is complete; while shards are missing it must not.

@@ -139,7 +139,7 @@ def write_plan(root: Path, plan: dict[str, Any]) -> None:
     """
     path = root / PLAN
     if path.is_file():
-        existing = json.loads(path.read_text())
+        existing = read_json(path)
         differing = sorted(differing_keys(existing, plan))
         if differing:
             raise UserError(
@@ -147,7 +147,8 @@ def write_plan(root: Path, plan: dict[str, Any]) -> None:
                 remedy="choose another folder with store=, or delete that one",
             )
         return
-    if root.is_dir() and any(root.iterdir()):
+    # A run that was killed while it wrote the plan leaves its temporary file.
+    if root.is_dir() and any(file.name != f".{PLAN}.tmp" for file in root.iterdir()):
         raise UserError(f"{root} is not empty and no token store", remedy="choose another folder with store=")
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -156,6 +157,16 @@ def write_plan(root: Path, plan: dict[str, Any]) -> None:
         raise UserError(
             f"cannot write to {root}: {error.strerror}", remedy="choose another folder with store="
         ) from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A plan or manifest. Raises ``UserError`` where it is damaged."""
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        # Without its plan, a store is a folder of unknown files.
+        remedy = f"delete {path.parent if path.name == PLAN else path} and run preprocess.py again"
+        raise UserError(f"{path} is damaged ({error})", remedy=remedy) from None
 
 
 def differing_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
@@ -217,7 +228,7 @@ class TokenStore:
                 f"the token store at {root} is not finished" if unfinished else f"there is no token store at {root}",
                 remedy=f"{'finish' if unfinished else 'make'} it with `python preprocess.py lang=… store={root}`",
             )
-        self.manifest: dict[str, Any] = json.loads((self.root / MANIFEST).read_text())
+        self.manifest: dict[str, Any] = read_json(self.root / MANIFEST)
         found = self.manifest.get("format_version")
         if found != FORMAT_VERSION:
             raise UserError(
@@ -273,7 +284,10 @@ class TokenStore:
             reason = "is missing" if isinstance(error, FileNotFoundError) else f"is damaged ({error})"
             raise UserError(f"shard {file} {reason}", remedy=remedy) from None
         metadata = parquet.metadata
-        leaf = next(i for i in range(metadata.num_columns) if metadata.schema.column(i).path.startswith("codes."))
+        columns = range(metadata.num_columns)
+        leaf = next((i for i in columns if metadata.schema.column(i).path.startswith("codes.")), None)
+        if leaf is None:
+            raise UserError(f"shard {file} has no column of codes", remedy=remedy)
         for group in range(metadata.num_row_groups):
             statistics = metadata.row_group(group).column(leaf).statistics
             if statistics is not None and statistics.has_min_max and statistics.max >= self.codec.codebook_size:

@@ -7,6 +7,8 @@ model=llasa_nano from scratch, with the byte tokenizer
 
 from __future__ import annotations
 
+import logging
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +50,7 @@ def build_for_training(config: ModelConfig, kernels: KernelsConfig, codec: Codec
             f"model={config.name} speaks {config.codec}, the store holds codes of {codec.name}",
             remedy=f"make a store with `python preprocess.py codec={config.codec}`, or use model=llasa_nano",
         )
+    quiet_libraries()
     kernel = resolve_kernels(kernels.name, device)
     attn = resolve_attention(kernels, device)
     auto_class = _auto_class(kernel)
@@ -87,6 +90,7 @@ def load_for_inference(checkpoint: str, device: str) -> SpeechModel:
     import torch
     from transformers import AutoModelForCausalLM
 
+    quiet_libraries()
     tokenizer = load_tokenizer(checkpoint)
     card = CheckpointCard.load(checkpoint)
     vocabulary = SpeechVocabulary.from_tokenizer(tokenizer, card.codec.codebook_size)
@@ -95,6 +99,16 @@ def load_for_inference(checkpoint: str, device: str) -> SpeechModel:
     return SpeechModel(
         model, tokenizer, vocabulary, PromptBuilder(tokenizer, vocabulary, card.rules), card, "torch", "sdpa"
     )
+
+
+def quiet_libraries() -> None:
+    """No progress bars in a log file, and no word on optional kernels that nothing here uses."""
+    from transformers.utils.logging import disable_progress_bar
+
+    if not sys.stderr.isatty():
+        disable_progress_bar()
+    # bitsandbytes warns, when Trainer imports it, that its 4-bit CPU kernels are not downloaded.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerBase:

@@ -23,7 +23,7 @@ def save_tiny_xcodec2(folder: str | Path, seed: int = 0) -> Path:
 
     from llasa.codec.features import KaldiFilterBank
 
-    hidden_size = 32  # the decoder's group norms want a multiple of 32
+    hidden_size = 64  # the decoder's 32 group norms want two channels each, or a single frame has no variance
     config = Xcodec2Config(
         hidden_size=hidden_size,
         intermediate_size=64,

@@ -1,0 +1,21 @@
+import numpy as np
+import torch
+
+from llasa.packing.collate import PackingCollator
+from llasa.types import Example
+
+
+def example(*ids):
+    labels = np.array(ids)
+    labels[0] = -100
+    return Example(np.array(ids), labels)
+
+
+def test_rows_are_concatenated_with_restarting_positions_and_ignored_padding():
+    rows = [[example(5, 6, 7), example(8, 9)], [example(1, 2)]]
+    batch = PackingCollator(pad_token_id=0, multiple=4)(rows)
+    assert set(batch) == {"input_ids", "labels", "position_ids"}  # a mask would make examples leak
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9, 0, 0, 0], [1, 2, 0, 0, 0, 0, 0, 0]]
+    assert batch["labels"].tolist() == [[-100, 6, 7, -100, 9, -100, -100, -100], [-100, 2] + [-100] * 6]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0, 1, 2], [0, 1, 0, 1, 2, 3, 4, 5]]
+    assert all(tensor.dtype == torch.int64 for tensor in batch.values())
