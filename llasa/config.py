@@ -64,9 +64,8 @@ class ArchitectureConfig:
     initializer_range: float = 0.02
 
     def __post_init__(self) -> None:
-        for key in (
-            "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"
-        ):  # fmt: skip
+        keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+        for key in keys:
             require(getattr(self, key) >= 1, f"model.architecture.{key}", getattr(self, key), "use 1 or more")
         heads = self.num_attention_heads
         require(
@@ -242,7 +241,6 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require_choice("device", self.device, ("auto", "cpu", "cuda"))
         require(0 <= self.seed < 2**32, "seed", self.seed, "use 0 to 4294967295")
 
 
@@ -334,7 +332,6 @@ class InferConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require_choice("device", self.device, ("auto", "cpu", "cuda"))
         require(0 <= self.seed < 2**32, "seed", self.seed, "use 0 to 4294967295")
         if (self.text is None) == (self.texts is None):
             raise UserError("infer needs something to say", remedy='pass either text="…" or texts=FILE')

@@ -1,6 +1,8 @@
-"""The one place that chooses a device and a precision."""
+"""The one place that chooses a device and a precision, and that knows of other processes."""
 
 from __future__ import annotations
+
+from typing import TypeVar
 
 import torch
 
@@ -9,10 +11,30 @@ from llasa.errors import UserError
 
 def resolve_device(device: str) -> str:
     """cuda where there is one, else cpu; asking for a CUDA device that is not there is a mistake."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device={device!r} is not valid", remedy="choose one of auto, cpu, cuda")
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
         raise UserError("device=cuda, but torch sees no CUDA device", remedy="use device=cpu (or auto)")
     return "cuda" if device != "cpu" and available else "cpu"
+
+
+T = TypeVar("T")
+
+
+def agree(value: T, device: str) -> T:
+    """The first process's value, in every process that `torchrun` started (the value itself without torchrun)."""
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    PartialState(cpu=device == "cpu")
+    return broadcast_object_list([value])[0]
+
+
+def is_first_process() -> bool:
+    from accelerate import PartialState
+
+    return PartialState().is_main_process
 
 
 def resolve_precision(precision: str, device: str) -> str:

@@ -151,7 +151,7 @@ def quote_raw_values(arguments: Sequence[str]) -> list[str]:
             # OmegaConf reads \${ as a plain ${ and halves the backslashes before it.
             value = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + "\\${", value)
             # In Hydra's quotes a backslash is special only before a quote or at the end.
-            value = "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value) + "'"
+            value = "'" + re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value) + "'"
         quoted.append(f"{key}{equals}{value}")
     return quoted
 

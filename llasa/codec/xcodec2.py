@@ -34,6 +34,7 @@ from transformers import Xcodec2Config, Xcodec2Model
 
 from llasa.codec.base import CodecSpec
 from llasa.codec.features import FRAME_SHIFT, SAMPLE_RATE, STRIDE, KaldiFilterBank
+from llasa.device import resolve_device
 from llasa.errors import UserError
 
 ROUNDING_MARGIN = 2e-5
@@ -71,7 +72,7 @@ class XCodec2:
     """The codec of the published Llasa models; implements :class:`llasa.codec.base.Codec`.
 
     ``checkpoint`` is a hub name (``HKUSTAudio/xcodec2-hf``) or a local folder in transformers' format.
-    ``device`` is "auto" (CUDA where there is one, else the CPU) or a torch device. ``batch_seconds`` bounds
+    ``device`` is "auto" (CUDA where there is one, else the CPU), "cuda" or "cpu". ``batch_seconds`` bounds
     the audio of one batch; a longer clip is a batch of its own. Always float32, without TF32: codes are the
     result of rounding, and a coarser arithmetic moves them.
 
@@ -88,7 +89,7 @@ class XCodec2:
         device: str = "auto",
         batch_seconds: float = 120.0,
     ) -> None:
-        self.device = _resolve_device(device)
+        self.device = torch.device(resolve_device(device))
         self.model = load_model(checkpoint).to(self.device)
         self.features = KaldiFilterBank().to(self.device)
         self.batch_seconds = batch_seconds
@@ -280,18 +281,6 @@ def _undisturbed_float32(device: torch.device) -> Iterator[None]:
     finally:
         for (module, name, _), value in zip(switches, before, strict=True):
             setattr(module, name, value)
-
-
-def _resolve_device(device: str) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        resolved = torch.device(device)
-    except RuntimeError as error:
-        raise UserError(f"codec.device={device}: no such device", remedy="use auto, cpu or cuda") from error
-    if resolved.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"codec.device={device}: there is no CUDA device here", remedy="use codec.device=cpu")
-    return resolved
 
 
 def _first_line(error: Exception) -> str:

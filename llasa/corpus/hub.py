@@ -45,7 +45,10 @@ class HubSource:
         self.name, self.path, self.config, self.language = name, path, config, language
         self.split_names, self.columns = splits, columns
         if not Path(path).exists() and datasets.config.HF_HUB_OFFLINE:
-            raise UserError(f"{path} is no local folder and the hub is switched off", remedy="unset HF_HUB_OFFLINE")
+            raise UserError(
+                f"{path} is no local folder and the hub is switched off",
+                remedy="check dataset.path, or unset HF_HUB_OFFLINE",
+            )
         self.datasets: dict[str, Any] = {}
         for ours, theirs in splits.items():
             split = f"{theirs}[:{limit}]" if limit else theirs

@@ -7,7 +7,6 @@ model=llasa_nano from scratch, with the byte tokenizer
 
 from __future__ import annotations
 
-import logging
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -102,13 +101,11 @@ def load_for_inference(checkpoint: str, device: str) -> SpeechModel:
 
 
 def quiet_libraries() -> None:
-    """No progress bars in a log file, and no word on optional kernels that nothing here uses."""
+    """No progress bars of transformers in a log file."""
     from transformers.utils.logging import disable_progress_bar
 
     if not sys.stderr.isatty():
         disable_progress_bar()
-    # bitsandbytes warns, when Trainer imports it, that its 4-bit CPU kernels are not downloaded.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerBase:

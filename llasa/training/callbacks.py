@@ -18,10 +18,10 @@ class MetricsCallback(TrainerCallback):
     """Logs loss, learning rate, gradient norm and throughput, and shows them beside a progress bar.
 
     Tokens are counted from the plan (padding excluded), so they are right after a resume too. Throughput covers
-    all devices.
+    all devices. Processes other than the first have no tracker and stay silent.
     """
 
-    def __init__(self, tracker: Tracker, data: PackedRows, rows_per_step: int) -> None:
+    def __init__(self, tracker: Tracker | None, data: PackedRows, rows_per_step: int) -> None:
         self.tracker, self.data, self.rows_per_step = tracker, data, rows_per_step
         self.tokens = 0
         self.last: dict[str, float | int] = {}
@@ -33,7 +33,13 @@ class MetricsCallback(TrainerCallback):
     ) -> None:
         self.tokens = self.data.num_tokens(0, state.global_step * self.rows_per_step)
         self._mark = (self.tokens, time.perf_counter())
-        self._bar = tqdm(total=state.max_steps, initial=state.global_step, unit=" steps", desc="training", disable=None)
+        self._bar = tqdm(
+            total=state.max_steps,
+            initial=state.global_step,
+            unit=" steps",
+            desc="training",
+            disable=None if self.tracker else True,
+        )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         step = state.global_step
@@ -62,7 +68,8 @@ class MetricsCallback(TrainerCallback):
             "tokens": self.tokens,
             "epoch": round(state.global_step * self.rows_per_step / self.data.plan.rows_in(1), 4),
         }
-        self.tracker.log(self.last)
+        if self.tracker is not None:
+            self.tracker.log(self.last)
         if not math.isfinite(self.last["loss"]):
             raise UserError(
                 f"the loss is {self.last['loss']} at step {state.global_step}",
@@ -70,7 +77,7 @@ class MetricsCallback(TrainerCallback):
             )
         shown = f"loss {self.last['loss']:.3f}, {self.last['tokens_per_second']:,.0f} tokens/s"
         self._bar.set_postfix_str(shown)
-        if self._bar.disable:
+        if self.tracker is not None and self._bar.disable:
             print(f"step {state.global_step}/{state.max_steps}: {shown}", flush=True)
 
     def on_train_end(

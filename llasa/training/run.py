@@ -21,7 +21,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from llasa.config import TrainConfig
 from llasa.corpus.store import TokenStore
-from llasa.device import resolve_device, resolve_precision
+from llasa.device import agree, is_first_process, resolve_device, resolve_precision
 from llasa.errors import UserError
 from llasa.model.checkpoint import CheckpointCard, save_checkpoint
 from llasa.model.llama import SpeechModel, build_for_training
@@ -39,7 +39,6 @@ def train(config: TrainConfig) -> float:
     Raises:
         UserError: no usable store, a store of another codec, a folder that holds another run, …
     """
-    run = Path(config.output_dir)
     store = TokenStore(config.store)
     if config.lang.code not in store.manifest["languages"]:
         raise UserError(
@@ -48,7 +47,10 @@ def train(config: TrainConfig) -> float:
         )
     device = resolve_device(config.device)
     precision = resolve_precision(config.trainer.precision, device)
-    state = resumable_state(run, config.resume)
+    # The default folder has the time in it, and a run's own files must not look like another run's to a process
+    # that starts later: the first process decides for all.
+    run = Path(agree(config.output_dir, device))
+    state = agree(resumable_state(run, config.resume) if is_first_process() else None, device)
     set_seed(config.seed)
     speech = build_for_training(config.model, config.kernels, store.codec, device)
     data = PackedRows(
@@ -63,8 +65,13 @@ def train(config: TrainConfig) -> float:
     data.num_rows = num_steps * rows_per_step
 
     resolved = {"device": device, "precision": precision, "kernels": speech.kernels, "attn": speech.attn}
-    write_run_record(run, config, resolved=resolved, store={"codec": store.codec.to_dict(), "rows": data.num_examples})
-    tracker = Tracker(run, config.logger, dataclasses.asdict(config), start_step=step_of(state))
+    tracker = None
+    if is_first_process():
+        write_run_record(
+            run, config, resolved=resolved, store={"codec": store.codec.to_dict(), "rows": data.num_examples}
+        )
+        tracker = Tracker(run, config.logger, dataclasses.asdict(config), start_step=step_of(state))
+        print(describe(config, speech, data, num_steps, resolved), flush=True)
     metrics = MetricsCallback(tracker, data, rows_per_step)
     trainer = SpeechTrainer(
         model=speech.model,
@@ -76,14 +83,14 @@ def train(config: TrainConfig) -> float:
         callbacks=[metrics],
     )
     trainer.remove_callback(PrinterCallback)
-    print(describe(config, speech, data, num_steps, resolved), flush=True)
     finished = False
     try:
         trainer.train(resume_from_checkpoint=state)
         finished = True
     finally:
-        tracker.close(failed=not finished)
-    if trainer.is_world_process_zero():
+        if tracker is not None:
+            tracker.close(failed=not finished)
+    if is_first_process():
         languages = tuple(sorted({*speech.card.languages, *store.manifest["languages"]}))
         card = CheckpointCard(speech.card.rules, store.codec, languages, config.packing.max_length)
         dtype = torch.bfloat16 if precision == "bf16" else None

@@ -319,7 +319,7 @@ def test_an_unreachable_hub_is_the_users_error():
 def test_a_missing_device_is_the_users_error(folder, device):
     if device == "cuda" and torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
-    with pytest.raises(UserError, match=rf"codec\.device={device}"):
+    with pytest.raises(UserError, match=f"device={device}"):
         XCodec2(checkpoint=str(folder), device=device)
 
 
