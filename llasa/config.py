@@ -17,11 +17,14 @@ import difflib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
 
 from llasa.errors import UserError
+
+CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
 
 
 def require(condition: bool, key: str, value: object, remedy: str) -> None:
@@ -62,6 +65,7 @@ class ArchitectureConfig:
     num_key_value_heads: int = MISSING
     rope_theta: float = 10_000.0
     initializer_range: float = 0.02
+    tie_word_embeddings: bool = True
 
     def __post_init__(self) -> None:
         keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")

@@ -12,7 +12,7 @@ from llasa.errors import UserError
 def resolve_device(device: str) -> str:
     """cuda where there is one, else cpu; asking for a CUDA device that is not there is a mistake."""
     if device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"device={device!r} is not valid", remedy="choose one of auto, cpu, cuda")
+        raise UserError(f"device={device} is not valid", remedy="choose one of auto, cpu, cuda")
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
         raise UserError("device=cuda, but torch sees no CUDA device", remedy="use device=cpu (or auto)")
@@ -29,6 +29,15 @@ def agree(value: T, device: str) -> T:
 
     PartialState(cpu=device == "cpu")
     return broadcast_object_list([value])[0]
+
+
+def part_processes() -> None:
+    """Leave the process group, when all have come to this point: a process that just exits can abort the others."""
+    from accelerate import PartialState
+
+    state = PartialState()
+    state.wait_for_everyone()
+    state.destroy_process_group()
 
 
 def is_first_process() -> bool:

@@ -9,27 +9,27 @@ is a bug and keeps its traceback.
 
 from __future__ import annotations
 
-import difflib
+import errno
 import functools
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from llasa.config import RAW_TEXT_KEYS, ROOTS
+from llasa.config import CONF_DIR, RAW_TEXT_KEYS, ROOTS
 from llasa.errors import UserError
+from llasa.explain import explain, nearest
 
-CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
+UNUSABLE_PATH = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 for _name, _schema in ROOTS.items():
     ConfigStore.instance().store(name=f"{_name}_schema", node=_schema)
@@ -45,8 +45,6 @@ def entry(root: str) -> Callable[[Callable[[Any], Any]], Callable[[], None]]:
                 return function(typed_config(node))
             except UserError as error:
                 fail(error)
-            except InstantiationException as error:
-                fail(explain_instantiation(error))
             except (HydraException, OmegaConfBaseException) as error:  # here, or Hydra prints a line of its own
                 fail(explain(error, root))
 
@@ -64,16 +62,16 @@ def entry(root: str) -> Callable[[Callable[[Any], Any]], Callable[[], None]]:
                 sys.exit(130)
             except UserError as error:
                 fail(error)
-            except InstantiationException:  # a bug in what was built: see explain_instantiation
-                raise
             except (HydraException, OmegaConfBaseException) as error:
                 fail(explain(error, root))
             except ValueError as error:
                 if not str(error).startswith("Config group override"):  # codec=null, lang=5
                     raise
                 fail(UserError(str(error).rstrip("."), remedy="pass GROUP=OPTION, see --help"))
-            except (PermissionError, NotADirectoryError, FileExistsError) as error:
-                fail(UserError(f"cannot write {error.filename}: {error.strerror}", remedy="choose another folder"))
+            except OSError as error:
+                if error.filename is None or error.errno not in UNUSABLE_PATH:
+                    raise
+                fail(UserError(f"cannot use {error.filename}: {error.strerror}", remedy="choose another folder"))
 
         return main
 
@@ -154,75 +152,3 @@ def quote_raw_values(arguments: Sequence[str]) -> list[str]:
             value = "'" + re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value) + "'"
         quoted.append(f"{key}{equals}{value}")
     return quoted
-
-
-def explain_instantiation(error: InstantiationException) -> UserError:
-    """What a person can fix about a `_target_` that could not be built; a bug in it is raised again."""
-    cause = error.__cause__
-    if isinstance(cause, UserError):
-        return cause
-    target = re.search(r"target '([^']+)'", str(error))
-    if target and str(error).startswith("Error locating target"):
-        while cause is not None and cause.__cause__ is not None:
-            cause = cause.__cause__
-        return UserError(f"cannot import {target[1]}: {cause}", remedy="check the _target_, or install its package")
-    if target and isinstance(cause, TypeError) and cause.__traceback__ and cause.__traceback__.tb_next is None:
-        return UserError(f"{target[1]}: {cause}", remedy="check the names in its config")  # refused by its signature
-    raise error
-
-
-def explain(error: Exception, root: str) -> UserError:
-    """One line for what Hydra or OmegaConf refused, with the nearest valid names."""
-    message = str(error)
-    cause = error.__cause__
-    group = re.search(r"Could not find '([^']+)'.*?Available options in '([^']+)':\s*(.*)", message, re.S)
-    if group:
-        wanted, name = group[1], group[2]
-        options = re.findall(r"^\s*(\S+)$", group[3].partition("Config search path")[0], re.M)
-        option = wanted.removeprefix(f"{name}/")
-        return UserError(f"there is no {name} named {option!r}", remedy=nearest(option, options))
-    key = re.search(r"Could not override '([^']+)'", message)
-    in_struct = re.search(
-        r"[Kk]ey '([^']+)' (?:is not in struct|not in '\w+')\s+full_key: (\S+)", f"{message}\n{cause}"
-    )
-    if in_struct or (key and "No match in the defaults list" in message):
-        wanted = in_struct[2] if in_struct else key[1]
-        return UserError(f"there is no key {wanted!r} in the {root} config", remedy=nearest(wanted, valid_keys(root)))
-    grammar = re.match(r"(?:Error parsing override|Ambiguous value for argument) .*", message)
-    if grammar:
-        return UserError(grammar[0], remedy="write KEY=VALUE, a list as KEY=[A,B]; -m KEY=A,B runs a sweep")
-    detail = str(cause) if isinstance(cause, OmegaConfBaseException) else message
-    first = detail.strip().splitlines()[0]
-    full_key = re.search(r"full_key: (\S+)", f"{detail}\n{message}")
-    where = f"{full_key[1]}: " if full_key and full_key[1] not in first else f"{key[1]}: " if key else ""
-    return UserError(where + first)
-
-
-def nearest(wanted: str, names: Sequence[str]) -> str:
-    names = sorted(set(names))
-    leaf = wanted.rpartition(".")[2]
-    same_leaf = [name for name in names if name.rpartition(".")[2] == leaf]  # lr for optimizer.lr
-    close = same_leaf[:3] or difflib.get_close_matches(wanted, names, n=3, cutoff=0.6)
-    if close:
-        return f"did you mean {' or '.join(close)}?"
-    top = [name for name in names if "." not in name] or names
-    return f"valid names: {', '.join(top)}"
-
-
-def valid_keys(root: str) -> list[str]:
-    """Every key and group of the default config, dotted."""
-    from hydra import compose, initialize_config_dir
-
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR)):
-        node = compose(root)
-    keys: list[str] = []
-
-    def walk(prefix: str, node: Any) -> None:
-        for key, value in node.items() if isinstance(node, dict) else ():
-            keys.append(f"{prefix}{key}")
-            walk(f"{prefix}{key}.", value)
-
-    walk("", OmegaConf.to_container(node, resolve=False))
-    return [key for key in keys if not key.endswith(("_target_", "_partial_"))] + [
-        path.name for path in CONF_DIR.iterdir() if path.is_dir()
-    ]

@@ -38,17 +38,18 @@ def git_commit() -> str:
     commit = _git("rev-parse", "HEAD")
     if commit is None:
         return "unknown"
-    return commit.strip() + ("-dirty" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    return commit.decode().strip() + ("-dirty" if _git("status", "--porcelain", "--untracked-files=no") else "")
 
 
-def git_diff() -> str:
-    return _git("diff", "HEAD") or ""
+def git_diff() -> bytes:
+    """What `git apply` needs to get from the commit to the code that ran (files git does not track excepted)."""
+    return _git("diff", "--no-color", "--no-ext-diff", "--binary", "HEAD") or b""
 
 
-def _git(*arguments: str) -> str | None:
+def _git(*arguments: str) -> bytes | None:
     try:
         result = subprocess.run(
-            ["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True, timeout=30, check=False
+            ["git", "-C", str(REPOSITORY), *arguments], capture_output=True, timeout=30, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
@@ -85,4 +86,6 @@ def write_run_record(folder: Path, config: Any, **facts: Any) -> None:
     write_json(folder / "provenance.json", provenance() | facts)
     diff = git_diff()
     if diff:
-        write_atomically(folder / "git.diff", diff.encode())
+        write_atomically(folder / "git.diff", diff)
+    else:
+        (folder / "git.diff").unlink(missing_ok=True)

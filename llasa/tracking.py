@@ -1,17 +1,21 @@
 """Metrics of a run: `metrics.jsonl` always, Weights & Biases or TensorBoard as configured.
 
-A tracker that fails (no network, a full disk at W&B) must not end a training run, so W&B works offline when there
-is no key and the JSON lines are on disk before anything else is told.
+The JSON lines are on disk before a service is told anything, and a service that fails while training (the network
+dies, a disk is full) is switched off with a warning: it never ends a run.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from llasa.config import LoggerConfig
+from llasa.provenance import write_atomically
 
 METRICS = "metrics.jsonl"
 
@@ -29,32 +33,72 @@ class Tracker:
         self.path = folder / METRICS
         _keep_steps(self.path, start_step)
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - open for the whole run
-        self._wandb: Any = None
-        self._tensorboard: Any = None
+        self._service: WandbRun | TensorBoardRun | None = None
         if logger.name == "wandb":
-            self._wandb = _start_wandb(folder, logger, config)
+            self._service = WandbRun(folder, logger, config)
         elif logger.name == "tensorboard":
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._tensorboard = SummaryWriter(str(folder / "tensorboard"))
+            self._service = TensorBoardRun(folder)
 
     def log(self, metrics: dict[str, float | int]) -> None:
-        """Record metrics; `step` is among them."""
-        self._file.write(json.dumps(metrics) + "\n")
+        """Record metrics; `step` is among them. What is not finite becomes null: JSON has no NaN."""
+        finite = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
+        self._file.write(json.dumps(finite, allow_nan=False) + "\n")
         self._file.flush()
-        values = {key: value for key, value in metrics.items() if key != "step"}
-        if self._wandb is not None:
-            self._wandb.log(values, step=int(metrics["step"]))
-        if self._tensorboard is not None:
-            for key, value in values.items():
-                self._tensorboard.add_scalar(key, value, int(metrics["step"]))
+        if self._service is not None:
+            step = int(metrics["step"])
+            self._tell(lambda service: service.log({k: v for k, v in metrics.items() if k != "step"}, step))
 
     def close(self, failed: bool = False) -> None:
         self._file.close()
-        if self._wandb is not None:
-            self._wandb.finish(exit_code=1 if failed else 0)
-        if self._tensorboard is not None:
-            self._tensorboard.close()
+        if self._service is not None:
+            self._tell(lambda service: service.close(failed))
+
+    def _tell(self, call: Callable[[Any], None]) -> None:
+        try:
+            call(self._service)
+        except Exception as error:  # a service has many ways to fail, and none may end the training
+            print(f"warning: {type(self._service).__name__} failed and is switched off: {error}", file=sys.stderr)
+            self._service = None
+
+
+class WandbRun:
+    """A Weights & Biases run: online with a key, else offline in the run folder, for `wandb sync` later."""
+
+    def __init__(self, folder: Path, logger: LoggerConfig, config: dict[str, Any]) -> None:
+        import wandb
+
+        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False, verify=False) else "offline")
+        self._run = wandb.init(
+            project=logger.project,
+            name=logger.run_name or folder.name,
+            group=logger.group,
+            dir=str(folder),
+            config=config,
+            mode=mode,
+            settings=wandb.Settings(silent=True),
+        )
+
+    def log(self, values: dict[str, float | int], step: int) -> None:
+        self._run.log(values, step=step)
+
+    def close(self, failed: bool) -> None:
+        self._run.finish(exit_code=1 if failed else 0)
+
+
+class TensorBoardRun:
+    """Event files in the run folder."""
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def log(self, values: dict[str, float | int], step: int) -> None:
+        for key, value in values.items():
+            self._writer.add_scalar(key, value, step)
+
+    def close(self, failed: bool) -> None:
+        self._writer.close()
 
 
 def _keep_steps(path: Path, last: int) -> None:
@@ -68,19 +112,4 @@ def _keep_steps(path: Path, last: int) -> None:
                 kept.append(line + "\n")
         except (json.JSONDecodeError, KeyError, TypeError):
             continue
-    path.write_text("".join(kept), encoding="utf-8")
-
-
-def _start_wandb(folder: Path, logger: LoggerConfig, config: dict[str, Any]) -> Any:
-    import wandb
-
-    mode = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
-    return wandb.init(
-        project=logger.project,
-        name=logger.run_name or folder.name,
-        group=logger.group,
-        dir=str(folder),
-        config=config,
-        mode=mode,
-        settings=wandb.Settings(silent=True),
-    )
+    write_atomically(path, "".join(kept).encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import inspect
 import random
@@ -27,6 +28,7 @@ REQUIRED = {"train": ["store=data/x"], "preprocess": [], "infer": ["checkpoint=x
 NOT_IN_A_ROOT = {"hydra"}  # how Hydra itself behaves: each root names the one it uses
 
 
+@functools.cache
 def read(path: Path) -> dict[str, Any]:
     """The file as it is written: no interpolation resolved, `1e-4` read as a number as OmegaConf does."""
     return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
@@ -114,12 +116,8 @@ def test_the_walk_over_the_options_sees_them_all():
 def test_every_option_composes_and_its_values_arrive(root, group, option):
     required = [f"{key}=given" for key in missing_keys(group, option)]
     config = plain(compose_config(root, [*REQUIRED[root], f"{group}={option}", *required]))
-    content = read(CONF_DIR / group / f"{option}.yaml")
-    if group == "experiment":
-        content.pop("defaults", None)
-        arrived = dict(leaves(config))
-    else:
-        arrived = dict(leaves(config[group]))
+    content = {key: value for key, value in read(CONF_DIR / group / f"{option}.yaml").items() if key != "defaults"}
+    arrived = dict(leaves(config if group == "experiment" else config[group]))
     expected = {key: value for key, value in leaves(content) if literal(value)}
     assert expected or group == "experiment"
     assert {key: arrived.get(key, "absent") for key in expected} == expected
@@ -250,12 +248,14 @@ def test_learning_rate_and_row_length_follow_the_model(option):
 @pytest.mark.parametrize(
     "option", [file.stem for file in option_files() if file.parent.name == "optimizer"], ids=lambda option: option
 )
-def test_every_optimizer_follows_the_model_and_can_be_overridden(option):
-    follows = compose_config("train", [f"optimizer={option}", "model.lr=1.5e-3"])
-    assert follows.optimizer["lr"] == follows.model.lr == 1.5e-3
-    own = compose_config("train", [f"optimizer={option}", "optimizer.lr=7e-6"])
-    assert own.optimizer["lr"] == 7e-6
-    assert own.model.lr == 5e-5
+def test_every_optimizer_follows_the_model(option):
+    config = compose_config("train", [f"optimizer={option}", "model.lr=1.5e-3"])
+    assert config.optimizer["lr"] == config.model.lr == 1.5e-3
+
+
+def test_the_learning_rate_can_be_overridden():
+    config = compose_config("train", ["optimizer.lr=7e-6"])
+    assert (config.optimizer["lr"], config.model.lr) == (7e-6, 5e-5)
 
 
 def test_the_row_length_follows_the_model_and_can_be_overridden():
@@ -328,28 +328,22 @@ def test_only_training_has_a_run_folder(root, folder):
     ("root", "override", "message"),
     [
         ("train", "optimizer.lrr=1", r"no key 'optimizer\.lrr' .*did you mean optimizer\.lr\b"),
-        ("train", "trainer.max_step=3", r"no key 'trainer\.max_step' .*did you mean trainer\.max_steps\b"),
         ("train", "lr=1", r"no key 'lr' .*did you mean (model|optimizer)\.lr or (model|optimizer)\.lr\?"),
         ("train", "modle=llasa_1b", r"no key 'modle' .*did you mean model\b"),
-        ("train", "model=llasa_1", r"no model named 'llasa_1'; did you mean llasa_1b\b"),
         ("train", "optimizer=adam8bits", r"no optimizer named 'adam8bits'; did you mean adam8bit\b"),
         ("train", "lang=xx", r"no lang named 'xx'; valid names: de, en, "),
         ("train", "trainer.max_steps=soon", r"trainer\.max_steps: Value 'soon' .* could not be converted to Integer"),
         ("train", "resume=perhaps", r"resume: .*'perhaps'"),
         ("train", "trainer.max_steps=1.5", r"trainer\.max_steps: .*1\.5"),
         ("train", "trainer=5", r"trainer: "),
-        ("train", "+trainer.max_step=3", r"no key 'trainer\.max_step'; did you mean trainer\.max_steps\b"),
         ("train", "+model.architecture=5", r"architecture"),
         ("train", "+seeds=3", r"no key 'seeds'; did you mean seed\?"),
         ("train", "trainer.zzz=3", r"no key 'trainer\.zzz'.*; (did you mean|valid names:) \w+"),
         ("train", "+trainer.qqqqqqq=3", r"no key 'trainer\.qqqqqqq'; (did you mean|valid names:) trainer\.\w+"),
         ("train", "packing.max_length=63", r"packing\.max_length=63 is not valid; use 64 or more"),
-        ("train", "store=${no.such.key}", r"store: Interpolation key 'no\.such\.key' not found"),
         ("train", "trainer.max_steps=1,2", r"trainer\.max_steps=1,2.*; .*-m KEY=A,B runs a sweep"),
         ("train", "trainer.max_steps", r"'trainer\.max_steps'; write KEY=VALUE"),
         ("train", "experiment=llasagna_de", r"no experiment named 'llasagna_de'; did you mean llasagna_it\?"),
-        ("preprocess", "shard_row=3", r"no key 'shard_row' .*did you mean shard_rows\?"),
-        ("preprocess", "dataset=foldr", r"no dataset named 'foldr'; did you mean folder\?"),
         ("preprocess", "dataset.pathh=x", r"no key 'dataset\.pathh' .*did you mean dataset\.path\b"),
         ("preprocess", "codec.checkpont=x", r"no key 'codec\.checkpont' .*did you mean codec\.checkpoint\b"),
         ("preprocess", "filters.max_second=3", r"no key 'filters\.max_second' .*did you mean filters\.max_seconds"),
@@ -641,7 +635,7 @@ NASTY = [
 ]
 
 
-@pytest.mark.parametrize(("text", "voice_text"), zip(NASTY[::2], NASTY[1::2], strict=True))
+@pytest.mark.parametrize(("text", "voice_text"), list(zip(NASTY[::2], NASTY[1::2], strict=True)))
 def test_free_text_arrives_as_it_was_typed(text, voice_text):
     config = compose_config("infer", ["checkpoint=x", f"text={text}", "voice=a.wav", f"voice_text={voice_text}"])
     assert (config.text, config.voice_text) == (text, voice_text)
@@ -681,8 +675,8 @@ def test_null_is_no_text():
 def test_paths_arrive_as_they_were_typed(path):
     infer = compose_config("infer", [f"checkpoint={path}", "text=a", f"output={path}.wav"])
     assert (infer.checkpoint, infer.output) == (path, f"{path}.wav")
-    assert compose_config("train", [f"store={path}", f"output_dir={path}"]).output_dir == path
-    assert compose_config("preprocess", ["dataset=folder", f"dataset.path={path}"]).dataset["path"] == path
+    preprocess = compose_config("preprocess", ["dataset=folder", f"dataset.path={path}", f"store={path}"])
+    assert (preprocess.dataset["path"], preprocess.store) == (path, path)
 
 
 def test_a_path_may_refer_to_another_key():

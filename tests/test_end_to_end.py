@@ -105,7 +105,7 @@ def test_the_commands_work_from_the_shell(espeak_store, tmp_path):
         ("infer.py", ["text=Ciao", f"checkpoint={store}"], "no checkpoint"),
         ("infer.py", ["text=Ciao", *arguments, f"voice={store}/manifest.json", "voice_text=Ciao"], "unreadable_audio"),
         ("train.py", [f"store={store}", f"output_dir={tmp_path}/b", "logger=none"], "speaks xcodec2"),
-        ("train.py", [f"store={store}", "model=llasa_nano", f"output_dir={store}/manifest.json/b"], "cannot write"),
+        ("train.py", [f"store={store}", "model=llasa_nano", f"output_dir={store}/manifest.json/b"], "cannot use"),
         ("train.py", ["store=nowhere"], "python preprocess.py"),
     ]:
         assert message in command(script, *mistakes, expect=2).stderr, message

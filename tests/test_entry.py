@@ -147,7 +147,7 @@ def test_a_user_error_of_the_job_is_one_line(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["program.py"]
 
 
-@pytest.mark.parametrize("bug", ["RuntimeError", "ValueError", "KeyError", "FileNotFoundError"])
+@pytest.mark.parametrize("bug", ["RuntimeError", "ValueError", "PermissionError"])
 def test_a_bug_keeps_its_traceback(bug, tmp_path):
     script = write_entry(tmp_path, "infer", f'raise {bug}("the cause")')
     result = run_python(script, "checkpoint=x", "text=Ciao", cwd=tmp_path)
@@ -183,7 +183,7 @@ def within(name):
 )
 def test_what_a_person_can_fix_about_a_leaf_is_one_line(overrides, expected, tmp_path):
     (tmp_path / "leaves.py").write_text(LEAVES)
-    script = write_entry(tmp_path, "preprocess", "instantiate(config.codec)", "from hydra.utils import instantiate")
+    script = write_entry(tmp_path, "preprocess", "build(config.codec)", "from llasa.build import build")
     result = run_python(script, "dataset=espeak", "codec=codec2", *overrides, cwd=tmp_path)
     assert_user_error(result, expected)
 
@@ -193,7 +193,7 @@ def test_what_a_person_can_fix_about_a_leaf_is_one_line(overrides, expected, tmp
 )
 def test_a_bug_in_a_leaf_keeps_its_traceback(target, cause, tmp_path):
     (tmp_path / "leaves.py").write_text(LEAVES)
-    script = write_entry(tmp_path, "preprocess", "instantiate(config.codec)", "from hydra.utils import instantiate")
+    script = write_entry(tmp_path, "preprocess", "build(config.codec)", "from llasa.build import build")
     result = run_python(script, "dataset=espeak", "codec=codec2", f"codec._target_={target}", cwd=tmp_path)
     assert result.returncode == 1
     assert "Traceback (most recent call last)" in result.stderr
@@ -201,11 +201,12 @@ def test_a_bug_in_a_leaf_keeps_its_traceback(target, cause, tmp_path):
     assert re.search(r"leaves\.py\", line \d+, in (__init__|within)", result.stderr)
 
 
-def test_a_folder_that_cannot_be_made_is_a_mistake(tmp_path):
+@pytest.mark.parametrize("folder", ["file/run", "n" * 300], ids=["inside a file", "too long a name"])
+def test_a_run_folder_that_cannot_be_made_is_a_mistake(folder, tmp_path):
     (tmp_path / "file").write_text("kept")
     script = write_entry(tmp_path, "train", "print(config.output_dir)")
-    result = run_python(script, "store=x", "output_dir=file/run", cwd=tmp_path)
-    assert_user_error(result, r"file/run", "choose another folder")
+    result = run_python(script, "store=x", f"output_dir={folder}", cwd=tmp_path)
+    assert_user_error(result, f"cannot use {folder}: ", "choose another folder")
     assert (tmp_path / "file").read_text() == "kept"
 
 
@@ -217,7 +218,7 @@ def test_the_run_folder_is_the_one_that_was_asked_for(tmp_path):
     result = run_python(script, "store=x", "output_dir=runs/my, run [1]", cwd=tmp_path)
     assert (result.returncode, result.stdout, result.stderr) == (0, "runs/my, run [1]\n", "")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["program.py", "runs"]
-    assert [path.name for path in (tmp_path / "runs/my, run [1]").iterdir()] == ["run.log"]
+    assert not any((tmp_path / "runs/my, run [1]").iterdir())
 
 
 def test_a_sweep_gives_each_job_its_own_run_folder(tmp_path):

@@ -63,11 +63,16 @@ class HubSource:
             ) as error:
                 where = f"{path}, configuration {config}, split {theirs}"
                 told = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else error
+                if isinstance(told, ImportError):  # it asks for torchcodec, which must not be installed here
+                    raise UserError(
+                        f"{path} holds its recordings as loose files",
+                        remedy="download it and use dataset=folder or dataset=manifest",
+                    ) from error
                 why = next(iter(str(told).strip().splitlines()), "") or type(error).__name__
                 raise UserError(
                     f"cannot load {where}: {why}",
-                    remedy="check the names and the network; a folder of recordings is dataset=folder, and for a gated "
-                    "data set accept its terms and run `hf auth login`",
+                    remedy="check the names and the network; for a gated data set accept its terms and run "
+                    "`hf auth login`",
                 ) from error
             wanted = [column for column in columns.values() if column]
             missing = [column for column in wanted if column not in rows.column_names]

@@ -6,8 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
-
+from llasa.build import build
 from llasa.config import PreprocessConfig
 from llasa.corpus.runners import RUNNERS
 from llasa.corpus.store import (
@@ -30,8 +29,8 @@ def preprocess(config: PreprocessConfig) -> dict[str, Any]:
         UserError: the corpus or the store's folder cannot be used, or no row of the corpus can.
     """
     root = Path(config.store)
-    source = instantiate(config.dataset, _convert_="all")
-    codec = instantiate(config.codec)
+    source = build(config.dataset)
+    codec = build(config.codec)
     shards = plan_shards(source.splits(), config.shard_rows)
     plan = {
         "format_version": FORMAT_VERSION,

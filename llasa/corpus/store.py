@@ -267,7 +267,8 @@ class TokenStore:
         import datasets
 
         columns = [name for name in schema(self.codec).names if name != "text_given"]
-        files = [str(file) for file in self.files(split)]
+        # `datasets` cannot read a Parquet file without rows.
+        files = [str(file) for file in self.files(split) if pq.read_metadata(file).num_rows]
         progress = datasets.is_progress_bar_enabled()
         datasets.disable_progress_bars()
         try:

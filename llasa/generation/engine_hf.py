@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 from transformers import LogitsProcessorList
 
-from llasa.config import SamplingConfig
+from llasa.config import SamplingConfig, require
 from llasa.generation.sampling import CodeConstraint
 from llasa.model.llama import SpeechModel
 
@@ -31,6 +31,7 @@ class TransformersEngine:
     """
 
     def __init__(self, *, batch_size: int) -> None:
+        require(batch_size >= 1, "engine.batch_size", batch_size, "use 1 or more")
         self.batch_size = batch_size
 
     def generate(

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
-
 from llasa.audio import write_wav
+from llasa.build import build
 from llasa.codec.base import Codec, CodecSpec
 from llasa.config import InferConfig
 from llasa.device import resolve_device
@@ -31,7 +30,7 @@ def infer(config: InferConfig) -> list[Speech]:
     codec = build_codec(speech.card.codec, config.codec, device)
     require_same_codec(speech.card.codec, codec.spec, config.checkpoint, "the codec")
     language = config.language or next(iter(speech.card.languages), "en")
-    synthesizer = Synthesizer(speech, codec, instantiate(config.engine), language)
+    synthesizer = Synthesizer(speech, codec, build(config.engine), language)
     voice = synthesizer.load_voice(config.voice, config.voice_text) if config.voice is not None else None
     results = synthesizer.speak(texts, config.sampling, voice=voice, seed=config.seed)
     for path, text, result in zip(output_paths(config, len(texts)), texts, results, strict=True):
@@ -74,7 +73,7 @@ def build_codec(named: CodecSpec, chosen: dict[str, Any] | None, device: str) ->
             node |= {"checkpoint": named.checkpoint}
     if "device" in node:
         node |= {"device": device}
-    return instantiate(node)
+    return build(node)
 
 
 def write_speech(path: Path, result: Speech) -> None:

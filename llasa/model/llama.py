@@ -149,7 +149,6 @@ def _llama_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> An
     return LlamaConfig(
         vocab_size=len(tokenizer),
         max_position_embeddings=max(8192, config.max_length),
-        tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

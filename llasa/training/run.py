@@ -14,14 +14,14 @@ import os
 from pathlib import Path
 
 import torch
-from hydra.utils import instantiate
 from transformers import TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+from llasa.build import build
 from llasa.config import TrainConfig
 from llasa.corpus.store import TokenStore
-from llasa.device import agree, is_first_process, resolve_device, resolve_precision
+from llasa.device import agree, is_first_process, part_processes, resolve_device, resolve_precision
 from llasa.errors import UserError
 from llasa.model.checkpoint import CheckpointCard, save_checkpoint
 from llasa.model.llama import SpeechModel, build_for_training
@@ -78,7 +78,7 @@ def train(config: TrainConfig) -> float:
         args=training_arguments(config, run, num_steps, device, precision),
         train_dataset=data,
         data_collator=PackingCollator(pad_token_id=pad_token_id(speech)),
-        optimizer_factory=instantiate(config.optimizer),
+        optimizer_factory=build(config.optimizer),
         schedule=config.schedule,
         callbacks=[metrics],
     )
@@ -96,6 +96,7 @@ def train(config: TrainConfig) -> float:
         dtype = torch.bfloat16 if precision == "bf16" else None
         save_checkpoint(run / "checkpoint", speech.model, speech.tokenizer, card, dtype)
         print(f"checkpoint: {run / 'checkpoint'}")
+    part_processes()
     return float(metrics.last.get("loss", math.nan))
 
 
@@ -156,6 +157,7 @@ def training_arguments(
         dataloader_num_workers=config.packing.workers,
         remove_unused_columns=False,
         average_tokens_across_devices=True,
+        ddp_find_unused_parameters=False,
         disable_tqdm=True,
         report_to=[],
         seed=config.seed,

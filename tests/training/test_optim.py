@@ -1,7 +1,7 @@
 import pytest
 import torch
-from hydra.utils import instantiate
 
+from llasa.build import build
 from llasa.config import ScheduleConfig
 from llasa.entry import compose_config
 from llasa.training.optim import build_schedule
@@ -45,7 +45,7 @@ def test_every_optimizer_is_built_from_its_node_and_lowers_a_loss(name):
     torch.manual_seed(0)
     config = compose_config("train", [f"optimizer={name}", "optimizer.lr=0.05", "store=x"])
     weight = torch.nn.Parameter(torch.randn(64, 80))
-    optimizer = instantiate(config.optimizer)([{"params": [weight]}])
+    optimizer = build(config.optimizer)([{"params": [weight]}])
     target = torch.randn(64, 80)
     losses = []
     for _ in range(20):

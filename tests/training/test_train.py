@@ -127,7 +127,7 @@ def test_norms_are_not_decayed(toy_store, tmp_path):
     assert len(norms) == 3
     assert all(torch.equal(tensor, torch.ones_like(tensor)) for tensor in norms.values())
     matrix = weights(tmp_path / "run")["model.layers.0.mlp.up_proj.weight"]
-    assert matrix.std() < 0.02 * 0.95**2 * 1.02
+    assert matrix.std() < 0.1 * 0.95**2 * 1.02
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,71 @@
+"""What Hydra and OmegaConf refuse, in one line with the nearest valid names."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from llasa.config import CONF_DIR
+from llasa.errors import UserError
+
+
+def explain(error: Exception, root: str) -> UserError:
+    """One line for what Hydra or OmegaConf refused, with the nearest valid names."""
+    message = str(error)
+    cause = error.__cause__
+    group = re.search(r"Could not find '([^']+)'.*?Available options in '([^']+)':\s*(.*)", message, re.S)
+    if group:
+        wanted, name = group[1], group[2]
+        options = re.findall(r"^\s*(\S+)$", group[3].partition("Config search path")[0], re.M)
+        option = wanted.removeprefix(f"{name}/")
+        return UserError(f"there is no {name} named {option!r}", remedy=nearest(option, options))
+    key = re.search(r"Could not override '([^']+)'", message)
+    in_struct = re.search(
+        r"[Kk]ey '([^']+)' (?:is not in struct|not in '\w+')\s+full_key: (\S+)", f"{message}\n{cause}"
+    )
+    if in_struct or (key and "No match in the defaults list" in message):
+        wanted = in_struct[2] if in_struct else key[1]
+        return UserError(f"there is no key {wanted!r} in the {root} config", remedy=nearest(wanted, valid_keys(root)))
+    grammar = re.match(r"(?:Error parsing override|Ambiguous value for argument) .*", message)
+    if grammar:
+        return UserError(grammar[0], remedy="write KEY=VALUE, a list as KEY=[A,B]; -m KEY=A,B runs a sweep")
+    detail = str(cause) if isinstance(cause, OmegaConfBaseException) else message
+    first = detail.strip().splitlines()[0]
+    full_key = re.search(r"full_key: (\S+)", f"{detail}\n{message}")
+    where = f"{full_key[1]}: " if full_key and full_key[1] not in first else f"{key[1]}: " if key else ""
+    return UserError(where + first)
+
+
+def nearest(wanted: str, names: Sequence[str]) -> str:
+    names = sorted(set(names))
+    leaf = wanted.rpartition(".")[2]
+    same_leaf = [name for name in names if name.rpartition(".")[2] == leaf]  # lr for optimizer.lr
+    close = same_leaf[:3] or difflib.get_close_matches(wanted, names, n=3, cutoff=0.6)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    top = [name for name in names if "." not in name] or names
+    return f"valid names: {', '.join(top)}"
+
+
+def valid_keys(root: str) -> list[str]:
+    """Every key and group of the default config, dotted."""
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR)):
+        node = compose(root)
+    keys: list[str] = []
+
+    def walk(prefix: str, node: Any) -> None:
+        for key, value in node.items() if isinstance(node, dict) else ():
+            keys.append(f"{prefix}{key}")
+            walk(f"{prefix}{key}.", value)
+
+    walk("", OmegaConf.to_container(node, resolve=False))
+    return [key for key in keys if not key.endswith(("_target_", "_partial_"))] + [
+        path.name for path in CONF_DIR.iterdir() if path.is_dir()
+    ]
