@@ -1,9 +1,14 @@
 """Fixtures shared by the rooms: small stores and checkpoints made by the real code."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that asks a hub is a mistake, and would wait for its time-out
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Read when `datasets` and the hub's client are imported, here and in the commands that tests start.
+os.environ["HF_HUB_OFFLINE"] = "1"  # a test that asks a hub is a mistake, and would wait for its time-out
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="llasa-tests-")  # not the user's cache
+atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 from pathlib import Path
 

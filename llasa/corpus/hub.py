@@ -5,6 +5,7 @@ Audio stays undecoded bytes (`Audio(decode=False)`): the decoder of `datasets` n
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -36,65 +37,71 @@ class HubSource:
         name: str = "hub",
         limit: int | None = None,
     ) -> None:
-        import datasets
-        import pyarrow as pa
-
         require(limit is None or limit >= 1, "dataset.limit", limit, "use 1 or more, or null for all rows")
         for key in ("audio", "text"):
             require(bool(columns[key]), f"dataset.columns.{key}", columns[key], "name the column of the data set")
         self.name, self.path, self.config, self.language = name, path, config, language
         self.split_names, self.columns = splits, columns
-        if not Path(path).exists() and datasets.config.HF_HUB_OFFLINE:
+        self.fingerprint = folder_fingerprint(Path(path)) if Path(path).is_dir() else None
+        self.datasets = {
+            ours: self._with_our_columns(self._load(f"{theirs}[:{limit}]" if limit else theirs))
+            for ours, theirs in splits.items()
+        }
+
+    def _load(self, split: str) -> Any:
+        import datasets
+
+        if self.fingerprint is None and datasets.config.HF_HUB_OFFLINE:
             raise UserError(
-                f"{path} is no local folder and the hub is switched off",
+                f"{self.path} is no local folder and the hub is switched off",
                 remedy="check dataset.path, or unset HF_HUB_OFFLINE",
             )
-        self.datasets: dict[str, Any] = {}
-        for ours, theirs in splits.items():
-            split = f"{theirs}[:{limit}]" if limit else theirs
-            try:
-                rows = datasets.load_dataset(path, config, split=split)
-            except (
-                ValueError,
-                FileNotFoundError,
-                ConnectionError,
-                OSError,
-                datasets.exceptions.DatasetsError,
-            ) as error:
-                where = f"{path}, configuration {config}, split {theirs}"
-                told = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else error
-                if isinstance(told, ImportError):  # it asks for torchcodec, which must not be installed here
-                    raise UserError(
-                        f"{path} holds its recordings as loose files",
-                        remedy="download it and use dataset=folder or dataset=manifest",
-                    ) from error
-                why = next(iter(str(told).strip().splitlines()), "") or type(error).__name__
+        cache = None
+        if self.fingerprint is not None:
+            # `datasets` knows a local folder by its name and configuration only: another folder of that name, or the
+            # same one with new files, would give the old rows. So each state of a folder has a cache of its own.
+            cache = str(Path(datasets.config.HF_DATASETS_CACHE) / "llasa" / self.fingerprint)
+        try:
+            return datasets.load_dataset(self.path, self.config, split=split, cache_dir=cache)
+        except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+            told = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else error
+            if isinstance(told, ImportError):  # it asks for torchcodec, which must not be installed here
                 raise UserError(
-                    f"cannot load {where}: {why}",
-                    remedy="check the names and the network; for a gated data set accept its terms and run "
-                    "`hf auth login`",
+                    f"{self.path} holds its recordings as loose files",
+                    remedy="download it and use dataset=folder or dataset=manifest",
                 ) from error
-            wanted = [column for column in columns.values() if column]
-            missing = [column for column in wanted if column not in rows.column_names]
-            if missing:
-                raise UserError(
-                    f"{path} has no column {missing[0]!r}; it has {', '.join(rows.column_names)}",
-                    remedy="map the columns with dataset.columns.text=… and dataset.columns.audio=…",
-                )
-            try:
-                rows = rows.cast_column(columns["audio"], datasets.Audio(decode=False))
-            except (pa.ArrowException, TypeError, ValueError) as error:
-                raise UserError(
-                    f"the column {columns['audio']!r} of {path} holds no audio: {error}",
-                    remedy=f"set dataset.columns.audio=… to one of {', '.join(rows.column_names)}",
-                ) from error
-            self.datasets[ours] = rows.select_columns(wanted)
+            why = next(iter(str(told).strip().splitlines()), "") or type(error).__name__
+            raise UserError(
+                f"cannot load {self.path}, configuration {self.config}, split {split}: {why}",
+                remedy="check the names and the network; for a gated data set accept its terms and run `hf auth login`",
+            ) from error
+
+    def _with_our_columns(self, rows: Any) -> Any:
+        import datasets
+        import pyarrow as pa
+
+        wanted = [column for column in self.columns.values() if column]
+        missing = [column for column in wanted if column not in rows.column_names]
+        if missing:
+            raise UserError(
+                f"{self.path} has no column {missing[0]!r}; it has {', '.join(rows.column_names)}",
+                remedy="map the columns with dataset.columns.text=… and dataset.columns.audio=…",
+            )
+        try:
+            rows = rows.cast_column(self.columns["audio"], datasets.Audio(decode=False))
+        except (pa.ArrowException, TypeError, ValueError) as error:
+            raise UserError(
+                f"the column {self.columns['audio']!r} of {self.path} holds no audio: {error}",
+                remedy=f"set dataset.columns.audio=… to one of {', '.join(rows.column_names)}",
+            ) from error
+        return rows.select_columns(wanted)
 
     def describe(self) -> dict[str, Any]:
         return {
             "name": self.name,
             "path": self.path,
             "config": self.config,
+            "fingerprint": self.fingerprint,
             "splits": dict(self.split_names),
             "columns": dict(self.columns),
             "rows": self.splits(),
@@ -125,3 +132,12 @@ class HubSource:
         column = self.columns.get(key)
         value = fields[column] if column else None
         return default if value is None or value == "" else str(value)  # the number 0 is a name too
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """Changes with the place of a folder and with the names, sizes and times of its files."""
+    facts = [str(folder.resolve())]
+    for file in sorted(folder.rglob("*")):
+        if file.is_file():
+            facts.append(f"{file.relative_to(folder)} {file.stat().st_size} {file.stat().st_mtime_ns}")
+    return hashlib.sha256("\n".join(facts).encode(errors="surrogateescape")).hexdigest()[:16]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -201,3 +202,25 @@ def test_without_the_hub_a_name_is_refused_at_once(path, tmp_path):
         f"error: {path} is no local folder and the hub is switched off; check dataset.path, or unset HF_HUB_OFFLINE\n"
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_known_by_its_place_and_its_files(tmp_path):
+    """`datasets` alone would give the first folder's rows for all three: they share name and configuration."""
+
+    def texts(folder):
+        columns = {"audio": "audio", "text": "text", "speaker": None, "id": None}
+        source = HubSource(
+            path=str(folder), config="italian", language="it", splits={"train": "train"}, columns=columns
+        )
+        return [source.row("train", index).text for index in range(source.splits()["train"])]
+
+    first = write_hub_corpus(tmp_path / "a" / "corpus", "cml_tts", {"train": 2}, seed=1)
+    second = write_hub_corpus(tmp_path / "b" / "corpus", "cml_tts", {"train": 3}, seed=2)
+    before = [texts(first), texts(second)]
+    assert [len(rows) for rows in before] == [2, 3]
+    shutil.rmtree(second)
+    write_hub_corpus(second, "cml_tts", {"train": 4}, seed=3)
+    after = texts(second)
+    assert len(after) == 4
+    assert not set(after) & set(before[1])
+    assert texts(first) == before[0]
