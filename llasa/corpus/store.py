@@ -220,13 +220,14 @@ class TokenStore:
     statistics) lie inside the codebook. No codes are read.
     """
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, command: str = "python preprocess.py lang=…") -> None:
+        """``command`` makes such a store; it is shown where there is none."""
         self.root = Path(root)
         if not (self.root / MANIFEST).is_file():
             unfinished = (self.root / PLAN).is_file()
             raise UserError(
                 f"the token store at {root} is not finished" if unfinished else f"there is no token store at {root}",
-                remedy=f"{'finish' if unfinished else 'make'} it with `python preprocess.py lang=… store={root}`",
+                remedy=f"{'finish' if unfinished else 'make'} it with `{command} store={root}`",
             )
         self.manifest: dict[str, Any] = read_json(self.root / MANIFEST)
         found = self.manifest.get("format_version")

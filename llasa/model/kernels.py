@@ -33,6 +33,11 @@ def resolve_kernels(name: str, device: str) -> str:
 
 def resolve_attention(config: KernelsConfig, device: str) -> str:
     """The attention implementation: FlashAttention 2 where it is installed and the device is CUDA, else sdpa."""
+    if config.attn == "flash_attention_2" and not (device == "cuda" and find_spec("flash_attn")):
+        raise UserError(
+            "kernels.attn=flash_attention_2 needs a CUDA device and the package flash-attn",
+            remedy="pip install -r requirements/gpu.txt, or use kernels.attn=auto",
+        )
     if config.attn != "auto":
         return config.attn
     return "flash_attention_2" if device == "cuda" and find_spec("flash_attn") else "sdpa"

@@ -11,6 +11,12 @@ from transformers import get_scheduler
 from llasa.config import ScheduleConfig
 
 
+def optimizer_name(node: dict[str, Any], device: str) -> str:
+    """The class that a config node becomes on ``device``: what `auto` resolves to is printed and recorded."""
+    name = node["_target_"].rpartition(".")[2]
+    return name if name != "auto" else "Adam8bit" if device == "cuda" else "AdamW"
+
+
 def auto(params: Iterable[Any], **settings: Any) -> torch.optim.Optimizer:
     """8-bit Adam on CUDA, fused AdamW elsewhere (`optimizer=auto`).
 

@@ -30,6 +30,7 @@ from llasa.packing.dataset import PackedRows
 from llasa.provenance import write_run_record
 from llasa.tracking import METRICS, Tracker
 from llasa.training.callbacks import MetricsCallback
+from llasa.training.optim import optimizer_name
 from llasa.training.trainer import SpeechTrainer
 
 
@@ -39,7 +40,8 @@ def train(config: TrainConfig) -> float:
     Raises:
         UserError: no usable store, a store of another codec, a folder that holds another run, …
     """
-    store = TokenStore(config.store)
+    codec = f" codec={config.model.codec or 'codec2'}" if config.model.codec != "xcodec2" else ""
+    store = TokenStore(config.store, command=f"python preprocess.py lang={config.lang.code}{codec}")
     if config.lang.code not in store.manifest["languages"]:
         raise UserError(
             f"lang={config.lang.code} is not in {config.store}, which holds {', '.join(store.manifest['languages'])}",
@@ -65,6 +67,7 @@ def train(config: TrainConfig) -> float:
     data.num_rows = num_steps * rows_per_step
 
     resolved = {"device": device, "precision": precision, "kernels": speech.kernels, "attn": speech.attn}
+    resolved["optimizer"] = optimizer_name(config.optimizer, device)
     tracker = None
     if is_first_process():
         write_run_record(
@@ -169,9 +172,8 @@ def describe(
 ) -> str:
     parameters = sum(p.numel() for p in speech.model.parameters())
     dropped = f", {data.num_dropped:,} longer than {config.packing.max_length} left out" if data.num_dropped else ""
-    optimizer = config.optimizer["_target_"].rpartition(".")[2]
     return (
         f"{config.model.name}: {parameters / 1e6:,.1f} M parameters; {data.num_examples:,} examples{dropped}, "
         f"rows of {config.packing.max_length} tokens filled to {data.plan.efficiency():.0%}; {num_steps:,} steps; "
-        f"{optimizer}, {', '.join(f'{key} {value}' for key, value in resolved.items())}"
+        f"{', '.join(f'{key} {value}' for key, value in resolved.items())}"
     )

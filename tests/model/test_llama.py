@@ -9,7 +9,7 @@ from llasa.codec.base import CodecSpec
 from llasa.config import KernelsConfig, ModelConfig
 from llasa.errors import UserError
 from llasa.model.checkpoint import PUBLISHED_CODEC, CheckpointCard, require_same_codec, save_checkpoint
-from llasa.model.kernels import resolve_kernels
+from llasa.model.kernels import resolve_attention, resolve_kernels
 from llasa.model.llama import build_for_training, load_for_inference
 from llasa.tokens.byte_tokenizer import byte_tokenizer
 from llasa.tokens.prompt import PromptRules
@@ -128,8 +128,12 @@ def test_a_published_checkpoint_without_a_card_gets_the_published_defaults(tmp_p
 
 def test_kernels_are_resolved_by_the_device():
     assert resolve_kernels("auto", "cpu") == resolve_kernels("torch", "cuda") == "torch"
+    assert resolve_attention(KernelsConfig(name="auto"), "cpu") == "sdpa"
+    assert resolve_attention(KernelsConfig(name="auto", attn="eager"), "cuda") == "eager"
     with pytest.raises(UserError, match="CUDA"):
         resolve_kernels("liger", "cpu")
+    with pytest.raises(UserError, match="flash-attn"):
+        resolve_attention(KernelsConfig(name="auto", attn="flash_attention_2"), "cpu")
 
 
 @pytest.mark.gpu

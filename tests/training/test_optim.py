@@ -4,7 +4,7 @@ import torch
 from llasa.build import build
 from llasa.config import ScheduleConfig
 from llasa.entry import compose_config
-from llasa.training.optim import build_schedule
+from llasa.training.optim import build_schedule, optimizer_name
 
 
 def rates(config: ScheduleConfig, steps: int = 100) -> list[float]:
@@ -56,3 +56,12 @@ def test_every_optimizer_is_built_from_its_node_and_lowers_a_loss(name):
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
     assert all(group["lr"] == 0.05 for group in optimizer.param_groups)
+
+
+def test_auto_is_named_as_what_it_becomes():
+    config = compose_config("train", ["optimizer=auto", "store=x"])
+    built = build(config.optimizer)([{"params": [torch.nn.Parameter(torch.zeros(2))]}])
+    assert optimizer_name(config.optimizer, "cpu") == type(built).__name__ == "AdamW"
+    assert optimizer_name(config.optimizer, "cuda") == "Adam8bit"
+    adam8bit = compose_config("train", ["optimizer=adam8bit", "store=x"]).optimizer
+    assert optimizer_name(adam8bit, "cpu") == "Adam8bit"

@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FAST = [*SMALL_LLAMA, "optimizer=adamw", "packing.max_length=512", "trainer.log_every=1", "checkpoint.every=0"]
 
 
+ADAMW = {"optimizer": "AdamW"}
 TWO_ROWS = ["trainer.rows_per_step=2", "trainer.rows_per_device=2"]
 
 
@@ -51,7 +52,7 @@ def test_a_run_leaves_metrics_a_record_and_a_checkpoint(toy_store, tmp_path):
     assert config["optimizer"]["lr"] == config["model"]["lr"] == 2e-3
     assert config["seed"] == 0
     record = json.loads((tmp_path / "run" / "provenance.json").read_text())
-    assert record["resolved"] == {"device": "cpu", "precision": "fp32", "kernels": "torch", "attn": "sdpa"}
+    assert record["resolved"] == {"device": "cpu", "precision": "fp32", "kernels": "torch", "attn": "sdpa", **ADAMW}
     card = load_for_inference(str(tmp_path / "run" / "checkpoint"), "cpu").card
     assert (card.languages, card.codec.name, card.max_length) == (("it",), "toy", 512)
 
