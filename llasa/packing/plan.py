@@ -71,13 +71,13 @@ class PackingPlan:
         self.lengths = np.asarray(lengths, dtype=np.int64)
         self.max_length, self.window, self.seed = max_length, window, seed
         self._first_rows = [0]
-        self._cached: tuple[int, EpochRows] | None = None
+        self._cached: dict[int, EpochRows] = {}
         assert len(self.lengths) > 0, "nothing to pack"
 
     def epoch(self, number: int) -> EpochRows:
         """The rows of an epoch; every example stands in exactly one of them."""
-        if self._cached is not None and self._cached[0] == number:
-            return self._cached[1]
+        if number in self._cached:
+            return self._cached[number]
         generator = np.random.default_rng((self.seed, number))
         order = generator.permutation(len(self.lengths))
         rows = [row for window in self._windows(order) for row in self._pack(window, generator)]
@@ -86,7 +86,8 @@ class PackingPlan:
         packed = EpochRows(np.concatenate(rows), offsets)
         if number == len(self._first_rows) - 1:
             self._first_rows.append(self._first_rows[-1] + len(packed))
-        self._cached = (number, packed)
+        # Two epochs: at a boundary the loader is ahead of the step.
+        self._cached = {other: rows for other, rows in self._cached.items() if other == number - 1} | {number: packed}
         return packed
 
     def rows_in(self, epochs: int) -> int:
