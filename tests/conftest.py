@@ -3,7 +3,11 @@
 import atexit
 import os
 import shutil
+import signal
 import tempfile
+
+# A shell that starts tests in the background has its children ignore Ctrl-C; the commands that tests interrupt must not.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Read when `datasets` and the hub's client are imported, here and in the commands that tests start.
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that asks a hub is a mistake, and would wait for its time-out
