@@ -6,7 +6,7 @@ import shutil
 import signal
 import tempfile
 
-# A shell that starts tests in the background has its children ignore Ctrl-C; the commands that tests interrupt must not.
+# A shell that starts tests in the background makes them ignore Ctrl-C; the commands that tests interrupt must not.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Read when `datasets` and the hub's client are imported, here and in the commands that tests start.
