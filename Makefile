@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-all lint clean
+.PHONY: setup demo test test-gpu test-all lint clean
 
 setup: $(READY)
 
@@ -24,10 +24,14 @@ lint: setup
 	$(BIN)/ruff format --check .
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+# Liger patches Llama for its whole process, so the tests that need a GPU have a process of their own.
+test-gpu: setup
+	$(BIN)/python -m pytest -m gpu
 
 test-all: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not gpu"
 
 clean:
 	rm -rf $(VENV) outputs/demo

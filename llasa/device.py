@@ -47,7 +47,12 @@ def is_first_process() -> bool:
 
 
 def resolve_precision(precision: str, device: str) -> str:
-    """bf16 autocast on CUDA, fp32 elsewhere, unless it was chosen."""
+    """bf16 autocast on a GPU that has it, fp32 elsewhere, unless it was chosen."""
+    bf16 = device == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
+    if precision == "bf16" and not bf16:
+        raise UserError(
+            "trainer.precision=bf16, but this GPU has no bf16", remedy="use trainer.precision=fp32 (or auto)"
+        )
     if precision != "auto":
         return precision
-    return "bf16" if device == "cuda" else "fp32"
+    return "bf16" if device == "cuda" and bf16 else "fp32"

@@ -16,6 +16,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -90,7 +91,8 @@ def typed_config(node: DictConfig) -> Any:
     for each job.
     """
     if "output_dir" in node and HydraConfig.initialized():
-        node.output_dir = os.path.relpath(HydraConfig.get().runtime.output_dir)
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        node.output_dir = str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
     try:
         config = OmegaConf.to_object(node)
     except MissingMandatoryValue as error:

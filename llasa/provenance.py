@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "pycodec2", "liger-kernel", "bitsandbytes", "flash-attn")
+CONFIG, RECORD = "config.yaml", "provenance.json"
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -56,6 +57,14 @@ def _git(*arguments: str) -> bytes | None:
     return result.stdout if result.returncode == 0 else None
 
 
+def differing_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """Dotted keys under which two JSON values differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = old.keys() | new.keys()
+        return [k for key in keys for k in differing_keys(old.get(key), new.get(key), f"{prefix}{key}.")]
+    return [] if old == new else [prefix.rstrip(".")]
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that the file appears whole or not at all."""
     write_atomically(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
@@ -82,8 +91,8 @@ def write_run_record(folder: Path, config: Any, **facts: Any) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     resolved = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
-    write_atomically(folder / "config.yaml", resolved.encode())
-    write_json(folder / "provenance.json", provenance() | facts)
+    write_atomically(folder / CONFIG, resolved.encode())
+    write_json(folder / RECORD, provenance() | facts)
     diff = git_diff()
     if diff:
         write_atomically(folder / "git.diff", diff)

@@ -35,7 +35,7 @@ SMALL_LLAMA = [
 ]
 
 
-def write_toy_store(root: Path, count: int = 20, seed: int = 0) -> Path:
+def write_toy_store(root: Path, count: int = 20, seed: int = 0, languages: tuple[str, ...] = ("it",)) -> Path:
     """A store of the toy codec (64 codes, two a frame) with random codes: Italian numbers as text."""
     generator = np.random.default_rng(seed)
     rows = [
@@ -44,7 +44,7 @@ def write_toy_store(root: Path, count: int = 20, seed: int = 0) -> Path:
             text=f"frase numero {'i' * i}",
             text_given=f"Frase numero {i}",
             speaker="a",
-            language="it",
+            language=languages[i % len(languages)],
             seconds=length / 50,
             codes=random_codes(length, generator).astype(np.uint16),
         )

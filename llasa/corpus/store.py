@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from llasa.codec.base import CodecSpec
 from llasa.errors import UserError
-from llasa.provenance import write_atomically, write_json
+from llasa.provenance import differing_keys, write_atomically, write_json
 from llasa.types import EncodedUtterance
 
 FORMAT_VERSION = 1
@@ -167,14 +167,6 @@ def read_json(path: Path) -> dict[str, Any]:
         # Without its plan, a store is a folder of unknown files.
         remedy = f"delete {path.parent if path.name == PLAN else path} and run preprocess.py again"
         raise UserError(f"{path} is damaged ({error})", remedy=remedy) from None
-
-
-def differing_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
-    """Dotted keys under which two JSON values differ."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = old.keys() | new.keys()
-        return [k for key in keys for k in differing_keys(old.get(key), new.get(key), f"{prefix}{key}.")]
-    return [] if old == new else [prefix.rstrip(".")]
 
 
 def write_manifest(

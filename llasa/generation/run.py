@@ -70,9 +70,9 @@ def build_codec(named: CodecSpec, chosen: dict[str, Any] | None, device: str) ->
     if node is None:
         node = group_config("codec", named.name)
         if named.checkpoint and "checkpoint" in node:
-            node |= {"checkpoint": named.checkpoint}
-    if "device" in node:
-        node |= {"device": device}
+            node = node | {"checkpoint": named.checkpoint}
+    if node.get("device") == "auto":
+        node = node | {"device": device}
     return build(node)
 
 

@@ -20,19 +20,12 @@ class CodeConstraint(LogitsProcessor):
     Args:
         code_ranges: half-open code ranges of one frame, in order (:attr:`CodecSpec.code_ranges`).
         prompt_length: tokens before the first generated one (left-padded prompts, so the same for all rows).
-        min_frames: END is allowed after that many frames.
     """
 
     def __init__(
-        self,
-        vocabulary: SpeechVocabulary,
-        code_ranges: Sequence[tuple[int, int]],
-        *,
-        prompt_length: int,
-        min_frames: int = 1,
+        self, vocabulary: SpeechVocabulary, code_ranges: Sequence[tuple[int, int]], *, prompt_length: int
     ) -> None:
-        self.vocabulary, self.code_ranges = vocabulary, code_ranges
-        self.prompt_length, self.min_frames = prompt_length, min_frames
+        self.vocabulary, self.code_ranges, self.prompt_length = vocabulary, code_ranges, prompt_length
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """input_ids [batch, length], scores [batch, vocabulary] → scores with -inf where not allowed."""
@@ -41,7 +34,7 @@ class CodeConstraint(LogitsProcessor):
         start, stop = (self.vocabulary.first_code + code for code in self.code_ranges[place])
         allowed = torch.full_like(scores, float("-inf"))
         allowed[:, start:stop] = scores[:, start:stop]
-        if place == 0 and frame >= self.min_frames:
+        if place == 0 and frame > 0:  # speech is never empty
             end = self.vocabulary.speech_end
             allowed[:, end] = scores[:, end]
         return allowed

@@ -60,13 +60,13 @@ class CheckpointCard:
 
     @classmethod
     def load(cls, checkpoint: str) -> CheckpointCard:
-        """The card of a local folder; the published defaults for a hub name or a folder without one.
+        """The card of a local folder or a hub repository; the published defaults where there is none.
 
         Raises:
             UserError: the card cannot be read, or a later version of this code wrote it.
         """
-        path = Path(checkpoint) / CARD
-        if not path.is_file():
+        path = Path(checkpoint) / CARD if Path(checkpoint).is_dir() else hub_card(checkpoint)
+        if path is None or not path.is_file():
             return cls(PromptRules(), PUBLISHED_CODEC)
         try:
             fields: dict[str, Any] = json.loads(path.read_text())
@@ -80,6 +80,17 @@ class CheckpointCard:
             )
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise UserError(f"{path} is not a checkpoint card ({type(error).__name__}: {error})") from None
+
+
+def hub_card(name: str) -> Path | None:
+    """The card in a hub repository, if it has one (one that is offline and not cached counts as having none)."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(name, CARD))
+    except EntryNotFoundError:
+        return None
 
 
 def require_same_codec(checkpoint: CodecSpec, other: CodecSpec, checkpoint_name: str, other_name: str) -> None:
@@ -107,14 +118,16 @@ def save_checkpoint(
     card: CheckpointCard,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write weights (safetensors, as ``dtype`` if given), tokenizer and card; the folder appears whole.
+    """Write weights (safetensors), tokenizer and card; the folder appears whole and replaces an earlier one.
 
-    An earlier folder of that name is replaced.
+    This ends a training: with ``dtype`` the model itself is converted, and its cache is switched on again.
     """
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    state = None if dtype is None else {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
-    model.save_pretrained(temporary, state_dict=state)
+    if dtype is not None:
+        model.to(dtype)
+    model.config.use_cache = True  # training switched it off; whoever loads the weights will want to generate
+    model.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
     card.save(temporary)
     if folder.exists():

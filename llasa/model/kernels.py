@@ -31,16 +31,17 @@ def resolve_kernels(name: str, device: str) -> str:
     return name
 
 
-def resolve_attention(config: KernelsConfig, device: str) -> str:
-    """The attention implementation: FlashAttention 2 where it is installed and the device is CUDA, else sdpa."""
-    if config.attn == "flash_attention_2" and not (device == "cuda" and find_spec("flash_attn")):
+def resolve_attention(config: KernelsConfig, device: str, precision: str) -> str:
+    """The attention implementation: FlashAttention 2 where it is installed and can work, else sdpa."""
+    flash = device == "cuda" and precision == "bf16" and find_spec("flash_attn") is not None
+    if config.attn == "flash_attention_2" and not flash:
         raise UserError(
-            "kernels.attn=flash_attention_2 needs a CUDA device and the package flash-attn",
-            remedy="pip install -r requirements/gpu.txt, or use kernels.attn=auto",
+            "kernels.attn=flash_attention_2 needs a CUDA device, bf16 and the package flash-attn",
+            remedy="see requirements/gpu.txt, or use kernels.attn=auto",
         )
     if config.attn != "auto":
         return config.attn
-    return "flash_attention_2" if device == "cuda" and find_spec("flash_attn") else "sdpa"
+    return "flash_attention_2" if flash else "sdpa"
 
 
 def use_chunked_loss(model: LlamaForCausalLM, chunk_size: int) -> LlamaForCausalLM:
@@ -67,7 +68,11 @@ def use_chunked_loss(model: LlamaForCausalLM, chunk_size: int) -> LlamaForCausal
         targets = labels[:, 1:]
         supervised = targets != IGNORE_INDEX
         hidden, targets = hidden[:, :-1][supervised], targets[supervised]
-        total = linear_cross_entropy(hidden, self.lm_head.weight, targets, reduction="sum", options=options)
+        weight = self.lm_head.weight
+        if torch.is_autocast_enabled(hidden.device.type):  # which does not reach this operator
+            dtype = torch.get_autocast_dtype(hidden.device.type)
+            hidden, weight = hidden.to(dtype), weight.to(dtype)
+        total = linear_cross_entropy(hidden, weight, targets, reduction="sum", options=options).float()
         return CausalLMOutputWithPast(loss=total / (len(targets) if num_items_in_batch is None else num_items_in_batch))
 
     model.forward = types.MethodType(forward, model)

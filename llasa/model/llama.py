@@ -8,7 +8,7 @@ model=llasa_nano from scratch, with the byte tokenizer
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +38,9 @@ class SpeechModel:
     attn: str
 
 
-def build_for_training(config: ModelConfig, kernels: KernelsConfig, codec: CodecSpec, device: str) -> SpeechModel:
+def build_for_training(
+    config: ModelConfig, kernels: KernelsConfig, codec: CodecSpec, device: str, precision: str
+) -> SpeechModel:
     """The model of a config for codes of ``codec``, in fp32, ready to compute the loss on ``device``.
 
     Raises:
@@ -51,16 +53,16 @@ def build_for_training(config: ModelConfig, kernels: KernelsConfig, codec: Codec
         )
     quiet_libraries()
     kernel = resolve_kernels(kernels.name, device)
-    attn = resolve_attention(kernels, device)
+    attn = resolve_attention(kernels, device, precision)
     auto_class = _auto_class(kernel)
     if config.checkpoint is None:
-        tokenizer, card = byte_tokenizer(), CheckpointCard(PromptRules(), codec)
+        tokenizer, card = byte_tokenizer(), CheckpointCard(PromptRules(), codec, max_length=0)
         extend_tokenizer(tokenizer, codec.codebook_size)
         model = auto_class.from_config(_llama_config(config, tokenizer), attn_implementation=attn)
     else:
         tokenizer = load_tokenizer(config.checkpoint)
         speaks = MARKERS[0] in tokenizer.get_vocab()
-        card = CheckpointCard.load(config.checkpoint) if speaks else CheckpointCard(PromptRules(), codec)
+        card = CheckpointCard.load(config.checkpoint) if speaks else CheckpointCard(PromptRules(), codec, max_length=0)
         require_same_codec(card.codec, codec, config.checkpoint, "the store")
         model = load_weights(config.checkpoint, auto_class, attn)
         if not speaks:
@@ -75,7 +77,7 @@ def build_for_training(config: ModelConfig, kernels: KernelsConfig, codec: Codec
     model.generation_config.eos_token_id = vocabulary.speech_end
     if kernel == "torch":
         use_chunked_loss(model, kernels.loss_chunk_size)
-    card = CheckpointCard(card.rules, codec, card.languages)
+    card = replace(card, codec=codec)
     prompt = PromptBuilder(tokenizer, vocabulary, card.rules)
     return SpeechModel(model, tokenizer, vocabulary, prompt, card, kernel, attn)
 
@@ -132,12 +134,19 @@ def load_weights(checkpoint: str, auto_class: Any, attn: str, dtype: Any = None)
 
 
 def _auto_class(kernel: str) -> Any:
+    """Liger's class patches transformers' Llama for the whole process, so one process is either with or without it."""
     if kernel == "liger":
         from liger_kernel.transformers import AutoLigerKernelForCausalLM
 
         return AutoLigerKernelForCausalLM
     from transformers import AutoModelForCausalLM
+    from transformers.models.llama import modeling_llama
 
+    if modeling_llama.LlamaRMSNorm.__name__.startswith("Liger"):
+        raise UserError(
+            "an earlier job in this process patched Llama with Liger's kernels",
+            remedy="sweep over kernels with a process for each job (hydra/launcher=joblib)",
+        )
     return AutoModelForCausalLM
 
 

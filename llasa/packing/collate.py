@@ -1,9 +1,12 @@
 """Rows of examples to tensors.
 
 Examples stand one after another; `position_ids` restart at each. transformers builds a block-diagonal causal mask
-(or FlashAttention's variable lengths) from that alone. Passing an `attention_mask`, or leaving `use_cache` on,
-switches this off silently and examples leak into each other, so the batch has neither. The end of a row is
-padded as one more "example" whose labels are all ignored.
+from that alone. Passing an `attention_mask`, or leaving `use_cache` on, switches this off silently and examples leak
+into each other, so the batch has neither. The end of a row is padded as one more "example"
+whose labels are all ignored.
+
+FlashAttention's variable lengths are found by the same restarts, but only in a batch of one row (transformers'
+`_is_packed_sequence`); with more rows the examples would leak. For it all rows become one.
 """
 
 from __future__ import annotations
@@ -21,13 +24,15 @@ class PackingCollator:
     """Collate rows of examples into a :class:`PackedBatch` of shape [rows, length].
 
     ``length`` is the longest row's, rounded up to a multiple of ``multiple``: padding a batch of short rows to
-    the full budget would only cost time.
+    the full budget would only cost time. With ``flatten`` the batch is a single row of all examples.
     """
 
-    def __init__(self, *, pad_token_id: int, multiple: int = 8) -> None:
-        self.pad_token_id, self.multiple = pad_token_id, multiple
+    def __init__(self, *, pad_token_id: int, multiple: int = 8, flatten: bool = False) -> None:
+        self.pad_token_id, self.multiple, self.flatten = pad_token_id, multiple, flatten
 
     def __call__(self, rows: Sequence[Sequence[Example]]) -> PackedBatch:
+        if self.flatten:
+            rows = [[example for row in rows for example in row]]
         longest = max(sum(len(example.input_ids) for example in row) for row in rows)
         length = -(-longest // self.multiple) * self.multiple
         shape = (len(rows), length)

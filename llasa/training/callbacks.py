@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import signal
+import sys
+import threading
 import time
 from typing import Any
 
@@ -24,7 +27,6 @@ class MetricsCallback(TrainerCallback):
     def __init__(self, tracker: Tracker | None, data: PackedRows, rows_per_step: int) -> None:
         self.tracker, self.data, self.rows_per_step = tracker, data, rows_per_step
         self.tokens = 0
-        self.last: dict[str, float | int] = {}
         self._bar: Any = None
         self._mark = (0, 0.0)
 
@@ -59,7 +61,7 @@ class MetricsCallback(TrainerCallback):
         now = time.perf_counter()
         tokens, since = self._mark
         self._mark = (self.tokens, now)
-        self.last = {
+        row = {
             "step": state.global_step,
             "loss": logs["loss"],
             "lr": logs["learning_rate"],
@@ -69,13 +71,13 @@ class MetricsCallback(TrainerCallback):
             "epoch": round(state.global_step * self.rows_per_step / self.data.plan.rows_in(1), 4),
         }
         if self.tracker is not None:
-            self.tracker.log(self.last)
-        if not math.isfinite(self.last["loss"]):
+            self.tracker.log(row)
+        if not math.isfinite(row["loss"]):
             raise UserError(
-                f"the loss is {self.last['loss']} at step {state.global_step}",
+                f"the loss is {row['loss']} at step {state.global_step}",
                 remedy="lower optimizer.lr or raise schedule.warmup, and start again",
             )
-        shown = f"loss {self.last['loss']:.3f}, {self.last['tokens_per_second']:,.0f} tokens/s"
+        shown = f"loss {row['loss']:.3f}, {row['tokens_per_second']:,.0f} tokens/s"
         self._bar.set_postfix_str(shown)
         if self.tracker is not None and self._bar.disable:
             print(f"step {state.global_step}/{state.max_steps}: {shown}", flush=True)
@@ -84,3 +86,34 @@ class MetricsCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._bar.close()
+
+
+class InterruptCallback(TrainerCallback):
+    """Ctrl-C ends the training after the current step, with a state to resume from; a second one ends it at once.
+
+    A context: outside of it Ctrl-C is what it was before.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: Any = None
+
+    def __enter__(self) -> InterruptCallback:
+        self._previous = signal.getsignal(signal.SIGINT)
+        if self._previous is not signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self._request)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self._previous)
+
+    def _request(self, number: int, frame: object) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        print("\nsaving after this step; Ctrl-C again ends at once", file=sys.stderr, flush=True)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.requested:
+            control.should_save = control.should_training_stop = True

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from transformers import get_scheduler
 
+from llasa.build import build
 from llasa.config import ScheduleConfig
+from llasa.errors import UserError
 
 
 def optimizer_name(node: dict[str, Any], device: str) -> str:
     """The class that a config node becomes on ``device``: what `auto` resolves to is printed and recorded."""
     name = node["_target_"].rpartition(".")[2]
     return name if name != "auto" else "Adam8bit" if device == "cuda" else "AdamW"
+
+
+def build_optimizer_factory(node: dict[str, Any]) -> Callable[[list[dict[str, Any]]], torch.optim.Optimizer]:
+    """Parameter groups → optimizer, tried on one parameter so that a wrong setting is told before anything starts.
+
+    Raises:
+        UserError: the optimizer refuses its settings.
+    """
+    factory = build(node)
+    try:
+        factory([{"params": [torch.nn.Parameter(torch.zeros(1))]}])
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the optimizer refuses its settings: {error}", remedy="check optimizer.*") from error
+    return factory
 
 
 def auto(params: Iterable[Any], **settings: Any) -> torch.optim.Optimizer:

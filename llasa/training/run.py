@@ -9,16 +9,18 @@ RUN/checkpoint                     the result: weights, tokenizer, llasa.json
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
+import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from transformers import TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import get_last_checkpoint
 
-from llasa.build import build
 from llasa.config import TrainConfig
 from llasa.corpus.store import TokenStore
 from llasa.device import agree, is_first_process, part_processes, resolve_device, resolve_precision
@@ -29,8 +31,9 @@ from llasa.packing.collate import PackingCollator
 from llasa.packing.dataset import PackedRows
 from llasa.provenance import write_run_record
 from llasa.tracking import METRICS, Tracker
-from llasa.training.callbacks import MetricsCallback
-from llasa.training.optim import optimizer_name
+from llasa.training.callbacks import InterruptCallback, MetricsCallback
+from llasa.training.optim import build_optimizer_factory, optimizer_name
+from llasa.training.state import STATE, resumable_state, step_of
 from llasa.training.trainer import SpeechTrainer
 
 
@@ -49,14 +52,16 @@ def train(config: TrainConfig) -> float:
         )
     device = resolve_device(config.device)
     precision = resolve_precision(config.trainer.precision, device)
+    settings = dataclasses.asdict(config)
+    store_facts = {"codec": store.codec.to_dict(), "splits": store.manifest["splits"]}
     # The default folder has the time in it, and a run's own files must not look like another run's to a process
     # that starts later: the first process decides for all.
     run = Path(agree(config.output_dir, device))
-    state = agree(resumable_state(run, config.resume) if is_first_process() else None, device)
+    state = agree(resumable_state(run, config.resume, settings, store_facts) if is_first_process() else None, device)
     set_seed(config.seed)
-    speech = build_for_training(config.model, config.kernels, store.codec, device)
+    speech = build_for_training(config.model, config.kernels, store.codec, device, precision)
     data = PackedRows(
-        store.rows("train"),
+        of_language(store.rows("train"), config.lang.code),
         speech.prompt,
         max_length=config.packing.max_length,
         window=config.packing.window,
@@ -65,64 +70,64 @@ def train(config: TrainConfig) -> float:
     rows_per_step = config.trainer.rows_per_step
     num_steps = config.trainer.max_steps or math.ceil(data.rows_in(config.trainer.epochs) / rows_per_step)
     data.num_rows = num_steps * rows_per_step
+    arguments = training_arguments(config, run, num_steps, device, precision)
+    optimizer_factory = build_optimizer_factory(config.optimizer)
 
     resolved = {"device": device, "precision": precision, "kernels": speech.kernels, "attn": speech.attn}
     resolved["optimizer"] = optimizer_name(config.optimizer, device)
     tracker = None
     if is_first_process():
-        write_run_record(
-            run, config, resolved=resolved, store={"codec": store.codec.to_dict(), "rows": data.num_examples}
-        )
-        tracker = Tracker(run, config.logger, dataclasses.asdict(config), start_step=step_of(state))
+        write_run_record(run, config, resolved=resolved, store=store_facts)
+        tracker = Tracker(run, config.logger, settings, start_step=step_of(state))
         print(describe(config, speech, data, num_steps, resolved), flush=True)
-    metrics = MetricsCallback(tracker, data, rows_per_step)
-    trainer = SpeechTrainer(
-        model=speech.model,
-        args=training_arguments(config, run, num_steps, device, precision),
-        train_dataset=data,
-        data_collator=PackingCollator(pad_token_id=pad_token_id(speech)),
-        optimizer_factory=build(config.optimizer),
-        schedule=config.schedule,
-        callbacks=[metrics],
-    )
-    trainer.remove_callback(PrinterCallback)
+    metrics, interrupt = MetricsCallback(tracker, data, rows_per_step), InterruptCallback()
     finished = False
     try:
-        trainer.train(resume_from_checkpoint=state)
+        trainer = SpeechTrainer(
+            model=speech.model,
+            args=arguments,
+            train_dataset=data,
+            data_collator=PackingCollator(
+                pad_token_id=pad_token_id(speech), flatten=speech.attn == "flash_attention_2"
+            ),
+            optimizer_factory=optimizer_factory,
+            schedule=config.schedule,
+            callbacks=[metrics, interrupt],
+        )
+        trainer.remove_callback(PrinterCallback)
+        with interrupt:
+            trainer.train(resume_from_checkpoint=str(state) if state else None)
+        if trainer.state.global_step < num_steps:
+            print(f"continue with resume=true output_dir={run}", file=sys.stderr)
+            raise KeyboardInterrupt
         finished = True
     finally:
         if tracker is not None:
             tracker.close(failed=not finished)
     if is_first_process():
-        languages = tuple(sorted({*speech.card.languages, *store.manifest["languages"]}))
-        card = CheckpointCard(speech.card.rules, store.codec, languages, config.packing.max_length)
+        card = CheckpointCard(
+            speech.card.rules,
+            store.codec,
+            tuple(dict.fromkeys([config.lang.code, *speech.card.languages])),
+            max(speech.card.max_length, int(data.plan.lengths.max())),
+        )
         dtype = torch.bfloat16 if precision == "bf16" else None
         save_checkpoint(run / "checkpoint", speech.model, speech.tokenizer, card, dtype)
         print(f"checkpoint: {run / 'checkpoint'}")
     part_processes()
-    return float(metrics.last.get("loss", math.nan))
+    return last_loss(run)
 
 
-def resumable_state(run: Path, resume: bool) -> str | None:
-    """The newest state in a run folder, if it is to be continued.
-
-    Raises:
-        UserError: resume without anything to continue, or a folder with a run that would be overwritten.
-    """
-    if resume:
-        state = get_last_checkpoint(str(run / "state")) if (run / "state").is_dir() else None
-        if state is None:
-            raise UserError(f"there is nothing to resume in {run}", remedy="start it with resume=false")
-        return state
-    if (run / METRICS).exists() or (run / "checkpoint").exists():
-        raise UserError(
-            f"{run} holds a run already", remedy="continue it with resume=true or choose another output_dir="
-        )
-    return None
+def of_language(rows: Any, language: str) -> Any:
+    """The rows of a store's split that are in ``language``."""
+    mine = np.flatnonzero(np.asarray(rows["language"]) == language)
+    return rows if len(mine) == len(rows) else rows.select(mine)
 
 
-def step_of(state: str | None) -> int:
-    return int(state.rpartition("-")[2]) if state else 0
+def last_loss(run: Path) -> float:
+    """The loss on the last line of a run's metrics: what a sweep compares, also when the run was finished before."""
+    lines = (run / METRICS).read_text(encoding="utf-8").splitlines()
+    return float(json.loads(lines[-1])["loss"]) if lines else math.nan
 
 
 def pad_token_id(speech: SpeechModel) -> int:
@@ -142,8 +147,8 @@ def training_arguments(
             f"trainer.rows_per_device={settings.rows_per_device}",
             remedy=f"use a multiple of {per_pass}",
         )
-    return TrainingArguments(
-        output_dir=str(run / "state"),
+    arguments = TrainingArguments(
+        output_dir=str(run / STATE),
         max_steps=num_steps,
         per_device_train_batch_size=settings.rows_per_device,
         gradient_accumulation_steps=settings.rows_per_step // per_pass,
@@ -165,6 +170,13 @@ def training_arguments(
         report_to=[],
         seed=config.seed,
     )
+    if arguments.n_gpu > 1:
+        # Left alone, the trainer would wrap the model in DataParallel and take several times the rows a step.
+        print(
+            f"training on one of {arguments.n_gpu} GPUs; for all: torchrun --nproc_per_node={arguments.n_gpu} train.py"
+        )
+        arguments._n_gpu = 1
+    return arguments
 
 
 def describe(

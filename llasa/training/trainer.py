@@ -15,7 +15,6 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer
 
 from llasa.config import ScheduleConfig
-from llasa.errors import UserError
 from llasa.training.optim import build_schedule
 
 
@@ -49,10 +48,7 @@ class SpeechTrainer(Trainer):
                 {"params": [p for name, p in named if name in decayed]},
                 {"params": [p for name, p in named if name not in decayed], "weight_decay": 0.0},
             ]
-            try:
-                self.optimizer = self.optimizer_factory([group for group in groups if group["params"]])
-            except (TypeError, ValueError) as error:
-                raise UserError(f"the optimizer refuses its settings: {error}", remedy="check optimizer.*") from error
+            self.optimizer = self.optimizer_factory([group for group in groups if group["params"]])
         return self.optimizer
 
     def create_scheduler(

@@ -23,7 +23,8 @@ def tiny_speech_model(*, attn: str = "sdpa", chunk: int = 7, spread: float = 0.0
         initializer_range=spread,
     )
     config = ModelConfig(name="tiny", architecture=architecture, lr=1e-3, max_length=256)
-    return build_for_training(config, KernelsConfig(name="torch", attn=attn, loss_chunk_size=chunk), CODEC, "cpu")
+    kernels = KernelsConfig(name="torch", attn=attn, loss_chunk_size=chunk)
+    return build_for_training(config, kernels, CODEC, "cpu", "fp32")
 
 
 def random_codes(count: int, generator: np.random.Generator) -> np.ndarray:

@@ -11,6 +11,19 @@ def example(*ids):
     return Example(np.array(ids), labels)
 
 
+def test_flash_attention_gets_one_row_of_everything():
+    """transformers finds the variable lengths by restarting positions in a batch of one row only."""
+    from transformers.modeling_flash_attention_utils import _is_packed_sequence
+
+    rows = [[example(5, 6, 7), example(8, 9)], [example(1, 2)]]
+    flat = PackingCollator(pad_token_id=0, multiple=4, flatten=True)(rows)
+    assert flat["input_ids"].tolist() == [[5, 6, 7, 8, 9, 1, 2, 0]]
+    assert flat["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0, 1, 0]]
+    assert _is_packed_sequence(flat["position_ids"], batch_size=1)
+    stacked = PackingCollator(pad_token_id=0, multiple=4)(rows)
+    assert not _is_packed_sequence(stacked["position_ids"], batch_size=2), "then flattening is no longer needed"
+
+
 def test_rows_are_concatenated_with_restarting_positions_and_ignored_padding():
     rows = [[example(5, 6, 7), example(8, 9)], [example(1, 2)]]
     batch = PackingCollator(pad_token_id=0, multiple=4)(rows)

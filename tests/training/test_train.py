@@ -12,9 +12,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from llasa.corpus.store import TokenStore
 from llasa.entry import compose_config
 from llasa.errors import UserError
 from llasa.model.llama import load_for_inference
+from llasa.packing.dataset import PackedRows, example_lengths
 from llasa.training.run import train
 from tests.conftest import SMALL_LLAMA, write_toy_store
 
@@ -53,15 +55,13 @@ def test_a_run_leaves_metrics_a_record_and_a_checkpoint(toy_store, tmp_path):
     assert config["seed"] == 0
     record = json.loads((tmp_path / "run" / "provenance.json").read_text())
     assert record["resolved"] == {"device": "cpu", "precision": "fp32", "kernels": "torch", "attn": "sdpa", **ADAMW}
-    card = load_for_inference(str(tmp_path / "run" / "checkpoint"), "cpu").card
-    assert (card.languages, card.codec.name, card.max_length) == (("it",), "toy", 512)
+    speech = load_for_inference(str(tmp_path / "run" / "checkpoint"), "cpu")
+    card, longest = speech.card, example_lengths(TokenStore(toy_store).rows("train"), speech.prompt).max()
+    assert (card.languages, card.codec.name, card.max_length) == (("it",), "toy", longest)
 
 
 def test_tokens_are_counted_without_padding(toy_store, tmp_path):
     run(toy_store, tmp_path / "run", "trainer.epochs=2", "trainer.rows_per_step=1", "trainer.rows_per_device=1")
-    from llasa.corpus.store import TokenStore
-    from llasa.packing.dataset import example_lengths
-
     prompt = load_for_inference(str(tmp_path / "run" / "checkpoint"), "cpu").prompt
     last = metrics(tmp_path / "run")[-1]
     assert last["tokens"] == 2 * example_lengths(TokenStore(toy_store).rows("train"), prompt).sum()
@@ -119,6 +119,85 @@ def test_killed_and_resumed_equals_uninterrupted(toy_store, tmp_path):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+SHORT = ["trainer.max_steps=6", *TWO_ROWS, "checkpoint.every=2"]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adam8bit"])
+def test_a_damaged_state_is_passed_over_for_the_one_before(toy_store, tmp_path, optimizer):
+    settings = [*SHORT, f"optimizer={optimizer}", "checkpoint.keep=5"]
+    whole = run(toy_store, tmp_path / "run", *settings)
+    expected = [line["loss"] for line in metrics(tmp_path / "run")]
+    (tmp_path / "run/state/checkpoint-6/trainer_state.json").write_text("{")
+    (tmp_path / "run/state/checkpoint-4/trainer_state.json").unlink()
+    assert run(toy_store, tmp_path / "run", *settings, "resume=true") == whole
+    assert [line["loss"] for line in metrics(tmp_path / "run")] == expected
+    assert run(toy_store, tmp_path / "run", *settings, "resume=true") == whole, "a finished run gives its loss again"
+
+
+def test_a_run_is_resumed_as_it_was_or_not_at_all(toy_store, tmp_path):
+    run(toy_store, tmp_path / "run", *SHORT)
+    before = (tmp_path / "run/metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match=r"optimizer\.lr, seed"):
+        run(toy_store, tmp_path / "run", *SHORT, "resume=true", "optimizer.lr=1", "seed=5")
+    (tmp_path / "other").mkdir()
+    other = write_toy_store(tmp_path / "other/store", count=10)
+    with pytest.raises(UserError, match="other values of store"):
+        run(other, tmp_path / "run", *SHORT, "resume=true")
+    assert (tmp_path / "run/metrics.jsonl").read_bytes() == before
+    run(toy_store, tmp_path / "run", *SHORT, "resume=true", "trainer.log_every=2", "checkpoint.every=3")
+
+
+def test_a_run_that_left_no_state_may_be_started_again(toy_store, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/metrics.jsonl").write_text('{"step": 1, "loss": 9.0}\n{"step": 2, "lo')
+    with pytest.raises(UserError, match="nothing to resume"):
+        run(toy_store, tmp_path / "run", *SHORT, "resume=true")
+    run(toy_store, tmp_path / "run", *SHORT)
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_ctrl_c_saves_a_state_and_exits_130(toy_store, tmp_path):
+    settings = ["trainer.max_steps=3000", *TWO_ROWS]
+    folder = tmp_path / "run"
+    arguments = [*FAST, *settings, f"store={toy_store}", f"output_dir={folder}"]
+    command = [sys.executable, "train.py", *arguments]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 200
+    while not (folder / "metrics.jsonl").is_file() or len((folder / "metrics.jsonl").read_bytes()) < 500:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 130
+    assert f"continue with resume=true output_dir={folder}" in errors
+    assert errors.endswith("interrupted\n")
+    assert "Traceback" not in errors
+    last = metrics(folder)[-1]["step"]
+    assert 0 < last < 3000
+    assert (folder / "state" / f"checkpoint-{last}" / "trainer_state.json").is_file()
+    assert not (folder / "checkpoint").exists()
+
+
+@pytest.mark.parametrize("setting", ["trainer.gradient_checkpointing=true", "packing.workers=2"])
+def test_what_saves_memory_or_time_changes_no_loss(toy_store, tmp_path, setting):
+    for name, extra in (("plain", []), ("other", [setting])):
+        run(toy_store, tmp_path / name, "trainer.max_steps=4", *TWO_ROWS, *extra)
+    plain, other = ([line["loss"] for line in metrics(tmp_path / name)] for name in ("plain", "other"))
+    assert other == pytest.approx(plain, abs=1e-6)
+    assert len(set(plain)) == 4
+
+
+def test_a_store_of_several_languages_gives_the_one_that_was_asked_for(tmp_path):
+    store = write_toy_store(tmp_path / "store", count=20, languages=("it", "de"))
+    run(store, tmp_path / "run", "lang=de", "trainer.epochs=1", *TWO_ROWS)
+    speech = load_for_inference(str(tmp_path / "run/checkpoint"), "cpu")
+    assert speech.card.languages == ("de",)
+    lengths = example_lengths(TokenStore(store).rows("train"), speech.prompt)
+    epoch_tokens = metrics(tmp_path / "run")[-1]["tokens"] / metrics(tmp_path / "run")[-1]["epoch"]
+    assert epoch_tokens < 0.7 * lengths.sum()
+
+
 def test_norms_are_not_decayed(toy_store, tmp_path):
     """With nothing but decay at work (gradients clipped to zero) every matrix shrinks and the norms stay."""
     settings = ["trainer.max_steps=2", "schedule=constant", "schedule.warmup=0", "trainer.max_grad_norm=1e-30"]
@@ -140,6 +219,8 @@ def test_norms_are_not_decayed(toy_store, tmp_path):
         ("model=toy speaks xcodec2", ["model.name=toy", "model.codec=xcodec2"]),
         ("longer than packing.max_length=64", ["packing.max_length=64"]),
         ("torch sees no CUDA device", ["device=cuda"]),
+        ("the optimizer refuses its settings", ["optimizer.betas=[2,3]"]),
+        ("the optimizer refuses its settings", ["optimizer.lr=fast"]),
     ],
 )
 def test_a_mistake_is_named_before_anything_is_written(toy_store, tmp_path, message, overrides):
@@ -154,9 +235,6 @@ def test_long_examples_are_dropped_and_counted_never_cut(tmp_path, capsys):
     store = write_toy_store(tmp_path / "store", count=30, seed=3)
     run(store, tmp_path / "run", "packing.max_length=128", "trainer.max_steps=1")
     assert "longer than 128 left out" in capsys.readouterr().out
-    from llasa.corpus.store import TokenStore
-    from llasa.packing.dataset import PackedRows
-
     speech = load_for_inference(str(tmp_path / "run" / "checkpoint"), "cpu")
     data = PackedRows(TokenStore(store).rows("train"), speech.prompt, max_length=128, window=8, seed=0)
     assert 0 < data.num_dropped < 30
