@@ -11,6 +11,10 @@ CODEC = CodecSpec("toy", "toy-1", 16_000, 50.0, 64, ((0, 16), (16, 64)))
 
 
 def tiny_speech_model(*, attn: str = "sdpa", chunk: int = 7, spread: float = 0.02) -> SpeechModel:
+    return build_tiny(CODEC, attn=attn, chunk=chunk, spread=spread)
+
+
+def build_tiny(codec: CodecSpec, *, attn: str = "sdpa", chunk: int = 7, spread: float = 0.02) -> SpeechModel:
     """``spread``: standard deviation of the weights. At the usual 0.02 an untrained model says the same to any
     prompt; tests of generation need one that does not."""
     torch.manual_seed(0)
@@ -24,7 +28,7 @@ def tiny_speech_model(*, attn: str = "sdpa", chunk: int = 7, spread: float = 0.0
     )
     config = ModelConfig(name="tiny", architecture=architecture, lr=1e-3, max_length=256)
     kernels = KernelsConfig(name="torch", attn=attn, loss_chunk_size=chunk)
-    return build_for_training(config, kernels, CODEC, "cpu", "fp32")
+    return build_for_training(config, kernels, codec, "cpu", "fp32")
 
 
 def random_codes(count: int, generator: np.random.Generator) -> np.ndarray:
