@@ -35,7 +35,10 @@ class Tracker:
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - open for the whole run
         self._service: WandbRun | TensorBoardRun | None = None
         if logger.name == "wandb":
-            self._service = WandbRun(folder, logger, config)
+            try:
+                self._service = WandbRun(folder, logger, config)
+            except Exception as error:  # as in _tell; a wrong key or no network must not cost the run either
+                print(f"warning: W&B cannot be used and is switched off: {error}", file=sys.stderr)
         elif logger.name == "tensorboard":
             self._service = TensorBoardRun(folder)
 

@@ -103,6 +103,7 @@ def test_the_commands_work_from_the_shell(espeak_store, tmp_path):
         ("infer.py", [f"text={'parola ' * 400}", *arguments], "the prompt alone has"),
         ("infer.py", ["text=Ciao", arguments[0], f"output={store}/manifest.json/x.wav"], "cannot write"),
         ("infer.py", ["text=Ciao", f"checkpoint={store}"], "no checkpoint"),
+        ("infer.py", ["text=Ciao", arguments[0], "output=README.md"], "is no WAV file"),
         ("infer.py", ["text=Ciao", *arguments, f"voice={store}/manifest.json", "voice_text=Ciao"], "unreadable_audio"),
         ("train.py", [f"store={store}", f"output_dir={tmp_path}/b", "logger=none"], "speaks xcodec2"),
         ("train.py", [f"store={store}", "model=llasa_nano", f"output_dir={store}/manifest.json/b"], "cannot use"),

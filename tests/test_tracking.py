@@ -182,3 +182,13 @@ def test_the_offline_run_holds_config_names_and_values(wandb_run):
     assert history == [{"step": 10, "loss": 6.0, "lr": 1e-4}, {"step": 20, "loss": 3.0, "lr": 1e-4}]
     (end,) = [record.exit for record in records if record.WhichOneof("record_type") == "exit"]
     assert end.exit_code == 1  # closed as failed, although the process ended well
+
+
+def test_a_service_that_cannot_start_costs_nothing_but_itself(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    logger = LoggerConfig(name="wandb", project="a/b")  # a name that W&B refuses
+    tracker = Tracker(tmp_path, logger, {})
+    tracker.log({"step": 1, "loss": 2.0})
+    tracker.close()
+    assert "warning: W&B cannot be used" in capsys.readouterr().err
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "loss": 2.0}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import soundfile
+
 from llasa.audio import write_wav
 from llasa.build import build
 from llasa.codec.base import Codec, CodecSpec
@@ -24,6 +26,8 @@ def infer(config: InferConfig) -> list[Speech]:
     Raises:
         UserError: no such checkpoint, another codec than its own, nothing to say, an unwritable output.
     """
+    if config.text is not None and not config.output.endswith(".wav"):
+        raise UserError(f"output={config.output!r} is no WAV file", remedy="pass output=FILE.wav")
     texts = read_texts(config)
     device = resolve_device(config.device)
     speech = load_for_inference(config.checkpoint, device)
@@ -79,7 +83,7 @@ def build_codec(named: CodecSpec, chosen: dict[str, Any] | None, device: str) ->
 def write_speech(path: Path, result: Speech) -> None:
     try:
         write_wav(path, result.waveform, result.sample_rate)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}", remedy="choose another output=") from None
+    except (OSError, soundfile.SoundFileError) as error:
+        raise UserError(f"cannot write {path}: {error}", remedy="choose another output=") from None
     note = "" if result.finish_reason == "stop" else " (cut at the length limit)"
     print(f"{path}: {result.seconds:.2f} s{note}")
