@@ -57,8 +57,7 @@ def test_packing_wastes_little():
 
 def test_the_plan_depends_on_seed_and_epoch_only():
     lengths = clip_lengths(500)
-    make = lambda seed: PackingPlan(lengths, max_length=2048, window=100, seed=seed)  # noqa: E731 - a factory
-    first, again, other = make(3), make(3), make(4)
+    first, again, other = (PackingPlan(lengths, max_length=2048, window=100, seed=seed) for seed in (3, 3, 4))
     again.epoch(7)
     again.rows_in(3)
     for epoch in (0, 2):
