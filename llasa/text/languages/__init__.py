@@ -1,0 +1,1 @@
+"""One file per language; a file added here is a language added."""
