@@ -20,3 +20,8 @@ class RejectedRow(Exception):
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
         self.detail = detail
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, short enough for a line of ours; its name if it says nothing."""
+    return next(iter(str(error).strip().splitlines()), "")[:300] or type(error).__name__

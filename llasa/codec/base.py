@@ -55,6 +55,17 @@ class Codec(Protocol):
         """float32 [samples] each → codes [num_codes] each, dtype ``spec.code_dtype``."""
         ...
 
+    def encoding_facts(self) -> dict[str, Any]:
+        """What besides ``spec`` decides the codes, such as ``{"precision": "bf16"}``; part of a store's identity.
+
+        Not of ``spec.fingerprint``, which names the weights: codes of either precision are decoded alike.
+        """
+        ...
+
+    def agreement(self, waveforms: list[np.ndarray]) -> dict[str, Any]:
+        """How far the codes of given clips are those of exact arithmetic, for a store's provenance; {} if they are."""
+        ...
+
     def decode(self, codes: list[np.ndarray]) -> list[np.ndarray]:
         """codes [num_codes] each → float32 [samples] each at ``spec.sample_rate``.
 

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import files, version
+from typing import Any
 
 import numpy as np
 
@@ -52,6 +53,13 @@ class Codec2:
     def num_codes(self, num_samples: int) -> int:
         """Four codes for each 160 samples begun: the last frame is filled with silence."""
         return len(BITS) * -(-num_samples // FRAME_SAMPLES)
+
+    def encoding_facts(self) -> dict[str, Any]:
+        """None: there is one arithmetic."""
+        return {}
+
+    def agreement(self, waveforms: list[np.ndarray]) -> dict[str, Any]:
+        return {}
 
     def encode(self, waveforms: list[np.ndarray]) -> list[np.ndarray]:
         return [self._encode(waveform) for waveform in waveforms]

@@ -1,8 +1,8 @@
 """Kaldi filter-bank features, batched in torch: the input of the codec's semantic encoder.
 
-In: waveforms at 16 kHz, in [-1, 1], float32 [batch, samples], all of one length. Out: float32
-[batch, frames // 2, 160]. The result is that of transformers' ``SeamlessM4TFeatureExtractor``, which loops over
-clips and frames in numpy on the CPU; the tests hold the two together.
+In: waveforms at 16 kHz, in [-1, 1], float32 [batch, samples], zeros behind a clip that is shorter than the batch.
+Out: float32 [batch, frames // 2, 160]. The result is that of transformers' ``SeamlessM4TFeatureExtractor``, which
+loops over clips and frames in numpy on the CPU; the tests hold the two together.
 
 Everything up to the last step is computed in float64, as numpy does there. It costs nothing beside the codec's
 encoder (7 MFLOP against 73 GFLOP per second of audio), and it is what makes a clip's features independent of the
@@ -53,10 +53,12 @@ class KaldiFilterBank(nn.Module):
         self.register_buffer("mel_filters", torch.from_numpy(filters).double(), persistent=False)
         self.register_buffer("window", torch.from_numpy(window).double(), persistent=False)
 
-    def forward(self, waveforms: torch.Tensor) -> torch.Tensor:
+    def forward(self, waveforms: torch.Tensor, num_vectors: torch.Tensor | None = None) -> torch.Tensor:
         """float [batch, samples] at 16 kHz → float32 [batch, frames // 2, 160].
 
-        ``frames = (samples - 400) // 160 + 1``; the last one is dropped where their number is odd.
+        ``frames = (samples - 400) // 160 + 1``; the last one is dropped where their number is odd. ``num_vectors``
+        int64 [batch] says how many of the vectors are each clip's own, all if it is None: mean and variance are
+        taken over these alone, and the others are 0.
 
         Raises:
             ValueError: another number of dimensions, or fewer than the 560 samples of two frames (one frame
@@ -71,7 +73,13 @@ class KaldiFilterBank(nn.Module):
         power = spectrum.real.square() + spectrum.imag.square()
         log_mel = (power @ self.mel_filters).clamp_min(_MEL_FLOOR).log()  # [batch, frames, 80]
 
-        variance, mean = torch.var_mean(log_mel, dim=1, correction=1, keepdim=True)
-        features = ((log_mel - mean) / (variance + _VARIANCE_FLOOR).sqrt()).float()
+        count = torch.full_like(log_mel[:, :1, :1], log_mel.shape[1])
+        if num_vectors is not None:
+            count = STRIDE * num_vectors[:, None, None].double()
+        own = torch.arange(log_mel.shape[1], device=log_mel.device)[:, None] < count  # [batch, frames, 1]
+        shifted = (log_mel - log_mel[:, :1]) * own  # by the first frame, so that what never changes becomes exactly 0
+        centred = (shifted - shifted.sum(dim=1, keepdim=True) / count) * own
+        variance = centred.square().sum(dim=1, keepdim=True) / (count - 1)
+        features = (centred / (variance + _VARIANCE_FLOOR).sqrt()).float()
         pairs = features.shape[1] // STRIDE
         return features[:, : pairs * STRIDE].reshape(len(features), pairs, STRIDE * NUM_MEL_BINS)

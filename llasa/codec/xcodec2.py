@@ -9,10 +9,24 @@ extra frame when it divides), the semantic features are computed on that padded 
 zeros at both ends, and the codes are one per frame: ``len // hop + 1``. (transformers' ``audio_codes_mask`` counts
 one fewer.)
 
-**Batches hold clips of one exact number of frames**, so none is padded more than it would be alone; padding to the
-longest changes codes, and right-padded decoding changes samples from the first on. The more clips a call gets,
-the fuller its batches. What remains is the order of summation, which BLAS chooses by the batch's shape; see
-``ROUNDING_MARGIN``.
+**Batches are padded, and no clip can tell.** A clip is padded to the next second (its *bucket*, which depends on its
+own length alone), and every layer that looks beyond the clip's end finds there what it would find alone: see
+:mod:`llasa.codec.padding`; the features are normalised over the clip's own frames. What remains is the order of
+summation, which BLAS chooses by the batch's shape. The two precisions meet it in different ways:
+
+- fp32: a clip's codes are *by definition* those of the clip encoded alone, unpadded. Values of a batch differ from
+  them in their last bits, so the clips with a value near a rounding boundary are encoded again, alone: see
+  ``ROUNDING_MARGIN``. Batches may have any number of rows, and one voice prompt on a CPU costs no more than itself.
+- bf16: last bits are now 2^-8, no margin can hold. The batch's *shape* is canonical instead, a function of the bucket
+  (and of ``batch_seconds``): missing rows are silence, also when one clip comes alone. Then the same kernels add in
+  the same order, whatever the neighbours and the row. That costs the silence: a fifth on top with 60 s batches of
+  clips of 10 s on average, an hour of them to a call, and more where calls bring fewer.
+
+Canonical shapes would serve float32 too, but a 3 s prompt would cost as much as 60 s; and only the margin keeps the
+codes the same for another ``batch_seconds``, and for ``compile``, whose batches are canonical to keep shapes few.
+
+Decoding is float32 and batches hold clips of one exact number of frames: its group norms average over the whole
+clip, its attention takes no mask here, and a speech model's outputs are few.
 
 Cost of the published model: 629 M parameters; 73.5 GFLOP per second of audio to encode and 20 to decode.
 """
@@ -22,7 +36,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +46,23 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import Xcodec2Config, Xcodec2Model
 
+from llasa.codec.arithmetic import checked_precision, compiled, memory_for, undisturbed
 from llasa.codec.base import CodecSpec
 from llasa.codec.features import FRAME_SHIFT, SAMPLE_RATE, STRIDE, KaldiFilterBank
+from llasa.codec.original_weights import SEMANTIC_NAME, is_original, load_original
+from llasa.codec.padding import ClipEnds, bucket_length
 from llasa.device import resolve_device
-from llasa.errors import UserError
+from llasa.errors import UserError, first_line
 
 ROUNDING_MARGIN = 2e-5
 """A batched clip with a value this close to one of the quantizer's rounding boundaries is encoded again, alone.
 
 Batched and single values differ in their last bits: measured on a CPU, for random models of 2 to 16 layers, by
-5e-7 to 1.3e-6 rms and 1e-5 at most, on values from -2 to 1. By that, some 2 to 10 codes in a million would flip.
+5e-7 to 3e-6 rms and 1e-5 at most, on values from -2 to 1. By that, some 2 to 10 codes in a million would flip.
 The margin is twice the largest difference seen; within it lie about 0.03 % of the codes, which is one in seven of
-the 10 s clips that share a batch. Not yet measured on CUDA or with the published weights.
+the 10 s clips that share a batch. How far rounding errors grow is the weights' affair and the device's, and those
+of the published weights and of CUDA are not yet measured; so every clip that is encoded again is also measured, the
+nearest of a call always is, and a codec's margin grows to twice the largest difference it has seen.
 """
 
 _CONFIG_FIELDS = (
@@ -71,14 +90,18 @@ _SEMANTIC_CONFIG_FIELDS = (
 class XCodec2:
     """The codec of the published Llasa models; implements :class:`llasa.codec.base.Codec`.
 
-    ``checkpoint`` is a hub name (``HKUSTAudio/xcodec2-hf``) or a local folder in transformers' format.
-    ``device`` is "auto" (CUDA where there is one, else the CPU), "cuda" or "cpu". ``batch_seconds`` bounds
-    the audio of one batch; a longer clip is a batch of its own. Always float32, without TF32: codes are the
-    result of rounding, and a coarser arithmetic moves them.
+    ``checkpoint`` is a hub name (``HKUSTAudio/xcodec2-hf``) or a local folder in transformers' format, or weights in
+    their authors' format: a hub name, a folder or a file. ``semantic_checkpoint`` is where those of them get the
+    semantic encoder that lack it (checkpoints of a training do).
+    ``device`` is "auto" (CUDA where there is one, else the CPU), "cuda" or "cpu". ``precision`` is that of the
+    encoder's layers, "fp32" (without TF32; the published codes are float32's) or "bf16" (autocast, for CUDA); the
+    features, the projection that is rounded, and decoding are float32 or finer always. ``batch_seconds`` bounds the
+    padded audio of one batch; a longer clip is a batch of its own. ``compile`` puts the encoder of batches through
+    torch.compile, once for each bucket: a minute or more each, which only a large corpus pays back.
 
     Raises:
         UserError: no such folder, hub not reachable, not an XCodec2 model in transformers' format, weights
-            missing or damaged, or no such device.
+            missing or damaged, no such device or precision, or a value of another kind.
     """
 
     def __init__(
@@ -87,15 +110,28 @@ class XCodec2:
         checkpoint: str,
         name: str = "xcodec2",
         device: str = "auto",
-        batch_seconds: float = 120.0,
+        precision: str = "fp32",
+        batch_seconds: float = 60.0,
+        compile: bool = False,
+        semantic_checkpoint: str = SEMANTIC_NAME,
     ) -> None:
+        if isinstance(batch_seconds, bool) or not isinstance(batch_seconds, int | float) or not batch_seconds > 0:
+            raise UserError(f"codec.batch_seconds={batch_seconds} is not valid", remedy="use a number above 0")
+        if not isinstance(compile, bool):
+            raise UserError(f"codec.compile={compile} is not valid", remedy="use true or false")
         self.device = torch.device(resolve_device(device))
-        self.model = load_model(checkpoint).to(self.device)
+        self.precision = checked_precision(precision, self.device)
+        self.model = load_model(checkpoint, semantic_checkpoint).to(self.device)
         self.features = KaldiFilterBank().to(self.device)
         self.batch_seconds = batch_seconds
+        self.compile = compile
+        self._margin = ROUNDING_MARGIN
 
         config = self.model.config
         self.hop = config.hop_length
+        parts = {"acoustic_encoder": self.model.acoustic_encoder, "semantic_adapter": self.model.semantic_adapter}
+        self._ends = ClipEnds(parts, config.downsampling_ratios)
+        self._batched_hidden = compiled(self._hidden) if compile else self._hidden
         codebook_size = int(np.prod(config.quantization_levels))
         self.spec = CodecSpec(
             name=name,
@@ -107,6 +143,10 @@ class XCodec2:
             checkpoint=str(checkpoint),
         )
 
+    def encoding_facts(self) -> dict[str, Any]:
+        """``{"precision": "fp32" or "bf16"}``: of one checkpoint, the two give different codes."""
+        return {"precision": self.precision}
+
     def num_codes(self, num_samples: int) -> int:
         """Codes of a clip of ``num_samples`` samples: the frame rule of this module."""
         return num_samples // self.hop + 1
@@ -116,23 +156,42 @@ class XCodec2:
 
         Raises:
             ValueError: a waveform that is not one-dimensional.
+            UserError: no memory left on the GPU.
         """
-        for index, waveform in enumerate(waveforms):
-            if waveform.ndim != 1:
-                raise ValueError(f"waveform {index} has shape {waveform.shape}, expected [samples]")
-        codes: dict[int, np.ndarray] = {}
-        for num_codes, indices in self._batches([self.num_codes(len(waveform)) for waveform in waveforms]):
-            padded = np.zeros((len(indices), num_codes * self.hop), dtype=np.float32)
-            for row, index in zip(padded, indices, strict=True):
-                row[: len(waveforms[index])] = waveforms[index]
-            codes.update(zip(indices, self._encode_batch(padded), strict=True))
-        return [codes[index] for index in range(len(waveforms))]
+        return self._encode(waveforms, self.precision)
+
+    def agreement(self, waveforms: list[np.ndarray]) -> dict[str, Any]:
+        """How this bf16 encoder's codes compare with float32's on given clips; {} for fp32, or without clips.
+
+        ``equal_to_fp32`` is the share of equal codes, ``equal_levels`` that of the eight digits a code is made of;
+        ``equal_in_another_order`` must be 1.0: the clips backwards, so in other rows and beside other clips. With
+        the clips' number, the codes' number, and what besides the weights decides bf16's last bits. Takes the time
+        of encoding the clips twice, and once in float32.
+        """
+        if self.precision == "fp32" or not waveforms:
+            return {}
+        codes = np.concatenate(self.encode(waveforms)).astype(np.int64)
+        again = np.concatenate(self.encode(waveforms[::-1])[::-1])
+        exact = np.concatenate(self._encode(waveforms, "fp32")).astype(np.int64)
+        levels = self.model.config.quantization_levels
+        digits, exact_digits = np.array(np.unravel_index([codes, exact], levels[::-1])).swapaxes(0, 1)
+        return {
+            "clips": len(waveforms),
+            "codes": len(codes),
+            "equal_to_fp32": float((codes == exact).mean()),
+            "equal_levels": float((digits == exact_digits).mean()),
+            "equal_in_another_order": float((codes == again).mean()),
+            "batch_seconds": self.batch_seconds,
+            "compile": self.compile,
+            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type,
+        }
 
     def decode(self, codes: list[np.ndarray]) -> list[np.ndarray]:
         """Codes [num_codes] each → float32 [num_codes * hop] each at ``spec.sample_rate`` Hz, in the same order.
 
         Raises:
             ValueError: codes that are not one-dimensional integers in [0, codebook_size).
+            UserError: no memory left on the GPU.
         """
         checked = [self._checked_codes(index, clip) for index, clip in enumerate(codes)]
         waveforms: dict[int, np.ndarray] = {}
@@ -141,13 +200,45 @@ class XCodec2:
                 waveforms.update((index, np.zeros(0, dtype=np.float32)) for index in indices)
                 continue
             stacked = torch.from_numpy(np.stack([checked[index] for index in indices])).to(self.device)
-            with torch.inference_mode(), _undisturbed_float32(self.device):
+            with undisturbed(self.device), self._memory_for(len(indices), num_codes):
                 decoded = self.model.decode(stacked[:, None]).audio_values[:, 0].cpu().numpy()
             waveforms.update(zip(indices, decoded, strict=True))
         return [waveforms[index] for index in range(len(codes))]
 
+    def _encode(self, waveforms: list[np.ndarray], precision: str) -> list[np.ndarray]:
+        for index, waveform in enumerate(waveforms):
+            if waveform.ndim != 1:
+                raise ValueError(f"waveform {index} has shape {waveform.shape}, expected [samples]")
+        lengths = [self.num_codes(len(waveform)) for waveform in waveforms]
+        codes: dict[int, np.ndarray] = {}
+        positions: dict[int, np.ndarray] = {}
+        with undisturbed(self.device):
+            waiting = []  # what is on its way: read only when all is under way, so that the GPU need not pause
+            for total, indices in self._batches([bucket_length(length) for length in lengths]):
+                if precision == "fp32" and len(indices) == 1:
+                    codes[indices[0]], _ = self._alone(waveforms[indices[0]])
+                else:
+                    waiting.append((indices, *self._batch([waveforms[index] for index in indices], total, precision)))
+            for indices, *results in waiting:
+                for index, *rows in zip(indices, *(result.cpu().numpy() for result in results), strict=False):
+                    codes[index], positions[index] = (row[: lengths[index]] for row in rows)
+            if precision == "fp32":
+                self._decide_near_ones_alone(waveforms, codes, positions)
+        return [self._checked_result(codes[index]) for index in range(len(waveforms))]
+
+    def _decide_near_ones_alone(
+        self, waveforms: list[np.ndarray], codes: dict[int, np.ndarray], positions: dict[int, np.ndarray]
+    ) -> None:
+        """Replace the codes of batched clips that stand within the margin, nearest first; see ROUNDING_MARGIN."""
+        distances = {index: np.abs(values - np.floor(values) - 0.5).min() for index, values in positions.items()}
+        for rank, index in enumerate(sorted(distances, key=distances.__getitem__)):
+            if rank > 0 and distances[index] >= self._margin:
+                break
+            codes[index], alone = self._alone(waveforms[index])
+            self._margin = max(self._margin, 2 * float(np.abs(alone - positions[index]).max()))
+
     def _batches(self, lengths: list[int]) -> Iterator[tuple[int, list[int]]]:
-        """Group clips by exact number of codes, within ``batch_seconds``: (number of codes, indices of the clips).
+        """Group clips by their (padded) number of codes, within ``batch_seconds``: (codes, indices of the clips).
 
         Longest first: if the memory does not suffice, that shows at once.
         """
@@ -155,39 +246,80 @@ class XCodec2:
         for index, length in enumerate(lengths):
             buckets.setdefault(length, []).append(index)
         for length, indices in sorted(buckets.items(), reverse=True):
-            size = max(1, int(self.batch_seconds * self.spec.tokens_per_second / max(1, length)))
+            size = self._batch_size(length)
             for start in range(0, len(indices), size):
                 yield length, indices[start : start + size]
 
-    def _encode_batch(self, padded: np.ndarray) -> np.ndarray:
-        """float32 [batch, frames * hop] → codes [batch, frames]."""
-        with torch.inference_mode(), _undisturbed_float32(self.device):
-            waveforms = torch.from_numpy(padded).to(self.device)
-            codes, undecided = self._quantize(waveforms)
-            if len(waveforms) > 1:
-                for index in undecided.any(dim=1).nonzero().flatten().tolist():
-                    codes[index] = self._quantize(waveforms[index : index + 1])[0][0]
-            result = codes.cpu().numpy()
-        assert result.min() >= 0, "codes below 0: the waveform or the weights are not finite"
-        assert result.max() < self.spec.codebook_size, "a code beyond the codebook"
-        return result.astype(self.spec.code_dtype)
+    def _batch_size(self, length: int) -> int:
+        return max(1, int(self.batch_seconds * self.spec.tokens_per_second / max(1, length)))
 
-    def _quantize(self, waveforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """float32 [batch, frames * hop] → codes and whether each is within the margin, both [batch, frames].
+    def _batch(self, clips: list[np.ndarray], total: int, precision: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Clips of one bucket, float32 [samples] each, in ``total`` frames → :meth:`_quantize`, maybe of more rows."""
+        canonical = precision == "bf16" or self.compile
+        rows = self._batch_size(total) if canonical else len(clips)
+        padded = torch.zeros(rows, total * self.hop, pin_memory=self.device.type == "cuda")
+        num_frames = torch.full((rows,), total)  # of silence, where there is no clip
+        for row, clip in enumerate(clips):
+            padded[row, : len(clip)] = torch.from_numpy(clip)
+            num_frames[row] = self.num_codes(len(clip))
+        with self._memory_for(rows, total):
+            waveforms = padded.to(self.device, non_blocking=True)
+            return self._quantize(waveforms, num_frames.to(self.device), precision)
 
-        ``Xcodec2Model.encode``, taken apart because it does not return the values that it rounds. No attention
-        mask: all clips of a batch have one length.
+    def _alone(self, waveform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """float32 [samples] → :meth:`_quantize` of its whole frames alone: what float32 codes are by definition."""
+        num_codes = self.num_codes(len(waveform))
+        padded = np.zeros((1, num_codes * self.hop), dtype=np.float32)
+        padded[0, : len(waveform)] = waveform
+        with self._memory_for(1, num_codes):
+            codes, positions = self._quantize(torch.from_numpy(padded).to(self.device), None, "fp32")
+        return codes[0].cpu().numpy(), positions[0].cpu().numpy()
+
+    def _quantize(
+        self, waveforms: torch.Tensor, num_frames: torch.Tensor | None, precision: str
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """float32 [batch, frames * hop] → codes [batch, frames] and what was rounded, float32 [batch, frames, levels].
+
+        ``num_frames`` int64 [batch]: how many of the frames are each clip's own; None for all. The others' codes
+        mean nothing.
         """
-        model, quantizer = self.model, self.model.quantizer.quantizer
-        margin = self.hop // 2
-        features = self.features(torch.nn.functional.pad(waveforms, (margin, margin)))
-        semantic = model.semantic_adapter(model.semantic_encoder(features).last_hidden_state.transpose(1, 2))
-        acoustic = model.acoustic_encoder(waveforms[:, None])
-        hidden = model.fc_encoder(torch.cat([semantic, acoustic], dim=1).transpose(1, 2))
-        bounded = quantizer.bound(model.quantizer.project_in(hidden))  # bounded twice, as it was trained
+        quantizer = self.model.quantizer.quantizer
+        bounded = quantizer.bound(self._values(waveforms, num_frames, precision))  # twice, as it was trained
         _, codes = quantizer(bounded)
-        fraction = quantizer.bound(bounded).remainder(1.0)  # [batch, frames, levels]; rounds up from 0.5
-        return codes, ((fraction - 0.5).abs() < ROUNDING_MARGIN).any(dim=-1)
+        return codes, quantizer.bound(bounded)
+
+    def _values(self, waveforms: torch.Tensor, num_frames: torch.Tensor | None, precision: str) -> torch.Tensor:
+        """:meth:`_quantize`'s input → the projected values that its two tanh bound, float32 [batch, frames, levels].
+
+        ``Xcodec2Model.encode``, taken apart because it does not return the values that it rounds.
+        """
+        margin = self.hop // 2
+        features = self.features(torch.nn.functional.pad(waveforms, (margin, margin)), num_frames)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            if num_frames is None:
+                hidden = self._hidden(waveforms, features, None)
+            else:
+                total = features.shape[1]
+                own = torch.arange(total, device=self.device) < num_frames[:, None]
+                with self._ends.at(num_frames, total):
+                    hidden = self._batched_hidden(waveforms, features, own)
+        return self.model.quantizer.project_in(hidden.float())
+
+    def _hidden(self, waveforms: torch.Tensor, features: torch.Tensor, own: torch.Tensor | None) -> torch.Tensor:
+        """[batch, frames * hop], [batch, frames, 160] and bool [batch, frames] → [batch, frames, hidden]."""
+        model = self.model
+        semantic = model.semantic_encoder(features, attention_mask=own).last_hidden_state
+        semantic = model.semantic_adapter(semantic.transpose(1, 2))
+        acoustic = model.acoustic_encoder(waveforms[:, None])
+        return model.fc_encoder(torch.cat([semantic, acoustic], dim=1).transpose(1, 2))
+
+    def _memory_for(self, clips: int, num_codes: int) -> AbstractContextManager[None]:
+        return memory_for(clips, num_codes / self.spec.tokens_per_second, self.batch_seconds)
+
+    def _checked_result(self, codes: np.ndarray) -> np.ndarray:
+        assert codes.min() >= 0, "codes below 0: the waveform or the weights are not finite"
+        assert codes.max() < self.spec.codebook_size, "a code beyond the codebook"
+        return codes.astype(self.spec.code_dtype)
 
     def _checked_codes(self, index: int, codes: np.ndarray) -> np.ndarray:
         codes = np.asarray(codes)
@@ -200,36 +332,48 @@ class XCodec2:
         return codes.astype(np.int64)
 
 
-def load_model(checkpoint: str) -> Xcodec2Model:
+def load_model(checkpoint: str, semantic_checkpoint: str = SEMANTIC_NAME) -> Xcodec2Model:
     """The model in float32 on the CPU, in eval mode, without gradients.
+
+    ``checkpoint`` may also be weights in their authors' format: a folder, a hub name or a single file of them
+    (:mod:`llasa.codec.original_weights`); ``semantic_checkpoint`` is for those that have no semantic model inside.
 
     Raises:
         UserError: see :class:`XCodec2`.
     """
-    remedy = "set codec.checkpoint=FOLDER to an XCodec2 model in transformers' format (HKUSTAudio/xcodec2-hf)"
+    remedy = (
+        "set codec.checkpoint=FOLDER to an XCodec2 model in transformers' format (HKUSTAudio/xcodec2-hf) or its "
+        "authors' (HKUSTAudio/xcodec2)"
+    )
     field = f"codec.checkpoint={checkpoint}"
     source = Path(checkpoint).expanduser()
+    config: dict[str, Any] = {}
     if source.is_dir():
         if not (source / "config.json").is_file():
             raise UserError(f"{field}: the folder has no config.json", remedy=remedy)
-    elif checkpoint.startswith((".", "/", "~")) or checkpoint.count("/") > 1:
+    elif not source.is_file() and (checkpoint.startswith((".", "/", "~")) or checkpoint.count("/") > 1):
         raise UserError(f"{field}: no such folder", remedy=remedy)
-    try:
-        config, _ = Xcodec2Config.get_config_dict(str(source))
-    except OSError as error:
-        problem = "the config.json is damaged" if source.is_dir() else "no such folder, and none from the hub"
-        raise UserError(f"{field}: {problem} ({_first_line(error)})", remedy=remedy) from error
-    if config.get("model_type") != Xcodec2Config.model_type:
+    if not source.is_file():
+        try:
+            config, _ = Xcodec2Config.get_config_dict(str(source))
+        except OSError as error:
+            problem = "the config.json is damaged" if source.is_dir() else "no such folder, and none from the hub"
+            raise UserError(f"{field}: {problem} ({first_line(error)})", remedy=remedy) from error
+    if source.is_file() or is_original(config):
+        model = load_original(checkpoint, field, semantic_checkpoint)
+    elif config.get("model_type") != Xcodec2Config.model_type:
         raise UserError(f"{field}: a model of type {config.get('model_type')!r}, not 'xcodec2'", remedy=remedy)
-    try:
-        model, loading = Xcodec2Model.from_pretrained(
-            str(source), dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
-        )
-    except (OSError, RuntimeError, ValueError, SafetensorError, StrictDataclassError) as error:
-        raise UserError(f"{field}: cannot be loaded ({_first_line(error)})", remedy=remedy) from error
-    absent = sorted({*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])})
-    if absent:  # transformers would go on with random values in their place
-        raise UserError(f"{field}: {len(absent)} weights are missing or misshapen, first {absent[0]}", remedy=remedy)
+    else:
+        try:
+            model, loading = Xcodec2Model.from_pretrained(
+                str(source), dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+        except (OSError, RuntimeError, ValueError, SafetensorError, StrictDataclassError) as error:
+            raise UserError(f"{field}: cannot be loaded ({first_line(error)})", remedy=remedy) from error
+        absent = sorted({*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])})
+        if absent:  # transformers would go on with random values in their place
+            problem = f"{len(absent)} weights are missing or misshapen, first {absent[0]}"
+            raise UserError(f"{field}: {problem}", remedy=remedy)
     if model.config.sampling_rate != SAMPLE_RATE or model.config.hop_length != FRAME_SHIFT * STRIDE:
         raise UserError(
             f"{field}: frames of {model.config.hop_length} samples at {model.config.sampling_rate} Hz, but the "
@@ -256,32 +400,3 @@ def fingerprint(model: Xcodec2Model) -> str:
         digest.update(f"{name} {list(tensor.shape)}".encode())
         digest.update(values.cpu().float().numpy().astype("<f4").tobytes())
     return digest.hexdigest()
-
-
-@contextmanager
-def _undisturbed_float32(device: torch.device) -> Iterator[None]:
-    """Float32 throughout, whatever a training run in this process has switched on, and no trace left in it.
-
-    On CUDA, convolutions use TF32 by default. The new names (``fp32_precision``) are used alone, because the old
-    ones raise once the two are mixed. The semantic encoder draws a random number per layer even in eval mode,
-    which would shift the seeds of everything after it.
-    """
-    switches = (
-        (torch.backends.cuda.matmul, "fp32_precision", "ieee"),
-        (torch.backends.cudnn.conv, "fp32_precision", "ieee"),
-        (torch.backends.cudnn, "deterministic", True),
-        (torch.backends.cudnn, "benchmark", False),  # it may choose another algorithm every time
-    )
-    before = [getattr(module, name) for module, name, _ in switches]
-    try:
-        for module, name, value in switches:
-            setattr(module, name, value)
-        with torch.random.fork_rng(devices=[]), torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        for (module, name, _), value in zip(switches, before, strict=True):
-            setattr(module, name, value)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -12,8 +12,11 @@ import pytest
 import torch
 from transformers import SeamlessM4TFeatureExtractor
 
+from llasa.codec.arithmetic import compiled, memory_for
+from llasa.codec.padding import bucket_length
 from llasa.codec.xcodec2 import XCodec2
 from llasa.errors import UserError
+from tests.codec.deep_xcodec2 import save_deep_xcodec2
 from tests.codec.tiny_xcodec2 import save_tiny_xcodec2
 
 HOP = 320
@@ -96,15 +99,163 @@ def test_equals_transformers(codec):
     assert (codes != expected).mean() <= 0.01
 
 
-def test_batched_codes_equal_single_codes_bit_for_bit(codec, clips):
-    sizes = [len(indices) for _, indices in codec._batches([codec.num_codes(len(clip)) for clip in clips])]
-    assert sum(sizes) == len(clips) == 65
-    assert max(sizes) >= 4
-    assert len(sizes) <= 26
+class Counting(XCodec2):
+    """Counts the clips that are encoded alone."""
+
+    alone = 0
+
+    def _alone(self, waveform):
+        self.alone += 1
+        return super()._alone(waveform)
+
+
+@pytest.fixture(scope="module")
+def many_clips():
+    """300 clips of 0.02 to 6 s, most of them short, of nearly as many lengths."""
+    lengths = (320 * 300 ** (np.random.default_rng(1).uniform(0, 1, 300) ** 1.5)).astype(int)
+    assert len(np.unique(lengths)) > 250
+    return [noise(length, seed=1_000 + index) for index, length in enumerate(lengths)]
+
+
+def assert_equal_codes(codes, expected) -> None:
+    assert len(codes) == len(expected) > 0
+    for one, other in zip(codes, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_batched_codes_equal_single_codes_bit_for_bit(folder, many_clips):
+    codec = Counting(checkpoint=str(folder), device="cpu", batch_seconds=20)
+    batched = codec.encode(many_clips)
+    assert codec.alone < 60  # of 300: what is equal below is equal because batches are right
+    assert_equal_codes(batched, [codec.encode([clip])[0] for clip in many_clips])
+    assert len(np.unique(np.concatenate(batched))) > 5_000
+    order = np.random.default_rng(0).permutation(len(many_clips))[:100]
+    assert_equal_codes(codec.encode([many_clips[index] for index in order]), [batched[index] for index in order])
+
+
+def test_bf16_codes_do_not_depend_on_neighbours_or_row(folder, many_clips):
+    codec = XCodec2(checkpoint=str(folder), device="cpu", precision="bf16", batch_seconds=4)
+    lengths = [bucket_length(codec.num_codes(len(clip))) for clip in many_clips]
+    assert {len(indices) for _, indices in codec._batches(lengths)} >= {1, 2, 4}
+    batched = codec.encode(many_clips)
+    order = np.random.default_rng(0).permutation(len(many_clips))
+    assert_equal_codes(codec.encode([many_clips[index] for index in order]), [batched[index] for index in order])
+    assert_equal_codes(batched[::5], [codec.encode([clip])[0] for clip in many_clips[::5]])
+    assert len(np.unique(np.concatenate(batched))) > 5_000
+
+
+def test_bf16_rows_are_alike(folder):
+    """One clip in every row of the batch, beside loud, silent and short clips."""
+    codec = XCodec2(checkpoint=str(folder), device="cpu", precision="bf16", batch_seconds=8)
+    clip = noise(9_000, seed=5)
+    others = [noise(15_900, seed=6), np.zeros(15_000, np.float32), noise(300, seed=7), 3 * noise(12_345, seed=8)]
+    expected = codec.encode([clip])[0]
+    for row in range(8):
+        batch = [others[place % 4] for place in range(7)]
+        batch.insert(row, clip)
+        assert next(codec._batches([50] * 8)) == (50, list(range(8)))
+        np.testing.assert_array_equal(codec.encode(batch)[row], expected)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_deep_model_encodes_batches_exactly(tmp_path, precision):
+    """The published depth and ratios; see test_padding.py for the values, and for what happens without a hook."""
+    deep = XCodec2(checkpoint=str(save_deep_xcodec2(tmp_path)), device="cpu", precision=precision, batch_seconds=4)
+    rng = np.random.default_rng(2)
+    waveforms = [noise(length, seed=index) for index, length in enumerate(rng.integers(1, 30_000, 24))]
+    batched = deep.encode(waveforms)
+    assert_equal_codes(deep.encode(waveforms[::-1])[::-1], batched)
+    assert_equal_codes(batched[:8], [deep.encode([waveform])[0] for waveform in waveforms[:8]])
+    codes = np.concatenate(batched)
+    assert len(np.unique(codes)) > 0.8 * len(codes) > 800
+
+
+def test_the_margin_grows_with_the_differences_that_are_seen(folder, clips):
+    codec = Counting(checkpoint=str(folder), device="cpu")
+    codec._margin = 0.0
     batched = codec.encode(clips)
-    for clip, codes in zip(clips, batched, strict=True):
-        np.testing.assert_array_equal(codes, codec.encode([clip])[0])
-        assert len(codes) == len(clip) // HOP + 1
+    assert 1 <= codec.alone < 20
+    assert 1e-8 < codec._margin < 1e-4
+    assert_equal_codes(batched, [codec.encode([clip])[0] for clip in clips])
+
+
+def test_agreement_of_bf16_with_fp32(codec, folder, clips):
+    assert (codec.encoding_facts(), codec.agreement(clips)) == ({"precision": "fp32"}, {})
+    coarse = XCodec2(checkpoint=str(folder), device="cpu", precision="bf16", batch_seconds=10)
+    assert coarse.encoding_facts() == {"precision": "bf16"}
+    assert coarse.spec == codec.spec
+    assert coarse.agreement([]) == {}
+    facts = coarse.agreement(clips)
+    codes, exact = np.concatenate(coarse.encode(clips)).astype(int), np.concatenate(codec.encode(clips)).astype(int)
+    assert (facts["clips"], facts["codes"]) == (65, len(codes))
+    assert facts["equal_to_fp32"] == (codes == exact).mean()
+    digits = (codes[:, None] // 4 ** np.arange(8) % 4) == (exact[:, None] // 4 ** np.arange(8) % 4)
+    assert facts["equal_levels"] == pytest.approx(digits.mean())
+    assert 0.7 < facts["equal_to_fp32"] < 1 > facts["equal_levels"] > 0.95
+    assert facts["equal_in_another_order"] == 1.0
+    assert (facts["batch_seconds"], facts["compile"], facts["device"]) == (10, False, "cpu")
+    assert_equal_codes(codec.decode([codes]), coarse.decode([codes]))  # decoding knows no precision
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "fp8"}, r"codec\.precision=fp8 is not valid; choose one of fp32, bf16"),
+        ({"batch_seconds": 0}, r"codec\.batch_seconds=0 is not valid; use a number above 0"),
+        ({"batch_seconds": float("nan")}, r"codec\.batch_seconds=nan is not valid"),
+        ({"batch_seconds": "many"}, r"codec\.batch_seconds=many is not valid"),
+        ({"compile": "yes"}, r"codec\.compile=yes is not valid; use true or false"),
+    ],
+)
+def test_bad_options_are_the_users_error(folder, options, message):
+    with pytest.raises(UserError, match=message):
+        XCodec2(checkpoint=str(folder), device="cpu", **options)
+
+
+@pytest.mark.parametrize(
+    ("clips", "remedy"), [(6, r"use codec\.batch_seconds=30 or less"), (1, r"or leave such long clips out")]
+)
+def test_a_full_gpu_is_the_users_error(clips, remedy):
+    with (
+        pytest.raises(UserError, match=rf"codec\.batch_seconds=60: no GPU memory .* {clips} x 10\.0 s; .*{remedy}"),
+        memory_for(clips, 10.0, 60.0),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+
+def test_compiled_functions_know_no_limit_of_shapes():
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    double = compiled(lambda values: values * 2, backend=backend)
+    for _ in range(2):
+        for size in range(2, 22):
+            assert double(torch.ones(size)).tolist() == [2.0] * size
+    assert len(graphs) == 20
+
+
+@pytest.mark.slow
+def test_the_encoder_with_its_hooks_is_one_graph(codec, folder, clips):
+    captured = XCodec2(checkpoint=str(folder), device="cpu", batch_seconds=4)
+    captured.compile = True
+    captured._batched_hidden = compiled(captured._hidden, backend="eager")
+    assert_equal_codes(captured.encode(clips[:10]), codec.encode(clips[:10]))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_compiled_codes_equal_single_codes(codec, folder, clips, precision):
+    compiled_codec = XCodec2(checkpoint=str(folder), device="cpu", batch_seconds=4, precision=precision, compile=True)
+    batched = compiled_codec.encode(clips)
+    assert_equal_codes(compiled_codec.encode(clips[::-1])[::-1], batched)
+    if precision == "fp32":
+        assert_equal_codes(batched, codec.encode(clips))
+    else:
+        assert 0.7 < (np.concatenate(batched) == np.concatenate(codec.encode(clips))).mean() < 1
 
 
 def test_result_does_not_depend_on_order_or_batch_size(codec, clips, folder):
@@ -325,12 +476,18 @@ def test_a_missing_device_is_the_users_error(folder, device):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_cuda_batched_codes_equal_single_codes(folder, codec, clips):
-    on_gpu = XCodec2(checkpoint=str(folder), device="cuda")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_cuda_batched_codes_equal_single_codes(folder, codec, many_clips, precision):
+    on_gpu = Counting(checkpoint=str(folder), device="cuda", precision=precision)
     assert on_gpu.spec.fingerprint == codec.spec.fingerprint
-    batched = on_gpu.encode(clips)
-    for clip, codes in zip(clips, batched, strict=True):
-        np.testing.assert_array_equal(codes, on_gpu.encode([clip])[0])
-    assert (np.concatenate(batched) != np.concatenate(codec.encode(clips))).mean() < 0.01
-    decoded = on_gpu.decode(batched)
-    np.testing.assert_allclose(decoded[-1], codec.decode(batched)[-1], rtol=0, atol=1e-4)
+    batched = on_gpu.encode(many_clips)
+    assert on_gpu.alone < 60
+    order = np.random.default_rng(0).permutation(len(many_clips))
+    assert_equal_codes(on_gpu.encode([many_clips[index] for index in order]), [batched[index] for index in order])
+    assert_equal_codes(batched, [on_gpu.encode([clip])[0] for clip in many_clips])
+    agreement = (np.concatenate(batched) == np.concatenate(codec.encode(many_clips))).mean()
+    assert agreement > (0.99 if precision == "fp32" else 0.7)
+    decoded = on_gpu.decode(batched[:20])
+    np.testing.assert_allclose(decoded[-1], codec.decode(batched[:20])[-1], rtol=0, atol=1e-4)
+    facts = on_gpu.agreement(many_clips[:50])
+    assert facts == {} if precision == "fp32" else facts["equal_in_another_order"] == 1.0
