@@ -2,65 +2,321 @@
 
 Reads whatever libsndfile reads (wav, flac, mp3, ogg, …) from bytes, so a corpus may live in a folder, a
 Parquet column or a tar file alike. torchaudio and torchcodec are deliberately not used (see requirements.txt).
+
+libsndfile forgives: of a file that was cut it decodes what is left, and of an MP3 it believes the index. So what is
+in a file is compared with what the file says of itself, and a recording that lost its end is refused.
+
+Memory: the file, and its mono samples up to ``MAX_SECONDS`` and ``MAX_SAMPLES``, whatever a header claims.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import re
+import struct
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from llasa.errors import RejectedRow
+from llasa.errors import RejectedRow, UserError
 
 MAX_SECONDS = 3600.0
 """Longer files are refused before they are decoded, so a forged header cannot exhaust the memory."""
 
+MAX_SAMPLES = round(MAX_SECONDS * 48_000)
+"""The same where the rate is forged, or very high."""
+
+MAX_BYTES = 2**31
+"""Of a file: an hour of float samples in stereo at 48 kHz has 1.4 GB."""
+
+MAX_SAMPLE_RATE = 768_000
+
+MAX_MISSING_SECONDS = 0.1
+"""A file may lack this much of what its header claims: some writers count the header too, or lose an MP3 frame."""
+
 MAX_PEAK = 16.0
 """A float file may pass full scale (1) a little; this far beyond, it holds integers or rubbish."""
 
+BLOCK_SAMPLES = 2**20
+"""Of all channels, decoded at a time."""
 
-def decode_audio(source: bytes | str | Path) -> tuple[np.ndarray, int]:
-    """Decode a file (by path or content) into mono float32 [samples] and its sample rate in Hz.
+FORMATS = tuple(b"RIFF RIFX RF64 riff fLaC OggS FORM caff .snd NIST Creative ID3".split())
+"""How files begin that are read, beside an MPEG frame. libsndfile knows 15 more formats, of which no corpus is made;
+one of them prints every damaged byte."""
+
+
+def decode_audio(source: bytes | str | Path, max_seconds: float = MAX_SECONDS) -> tuple[np.ndarray, int]:
+    """Decode a file (by path, here or elsewhere, or by content) into mono float32 [samples] and its rate in Hz.
 
     Raises:
-        RejectedRow: ``missing_audio``, ``empty_audio`` or ``unreadable_audio``.
+        RejectedRow: ``missing_audio``, ``empty_audio``, ``unreadable_audio``, ``truncated_audio`` (the file lacks
+            what its header claims), or ``too_long`` (more than ``max_seconds``; it is not decoded then).
     """
     import soundfile
 
-    if isinstance(source, str | Path):
-        if not os.path.isfile(source):  # unlike Path.is_file, also False for a name too long for the system
-            raise RejectedRow("missing_audio", f"no file at {source}")
-        if os.path.getsize(source) == 0:
-            raise RejectedRow("empty_audio", f"{source} has no bytes")
-        handle = source
-    else:
-        if not source:
-            raise RejectedRow("empty_audio", "no bytes")
-        handle = io.BytesIO(source)
+    content = source if isinstance(source, bytes) else read_file(source)
+    if not content:
+        raise RejectedRow("empty_audio", "no bytes" if isinstance(source, bytes) else f"{source} has no bytes")
     try:
-        with soundfile.SoundFile(handle) as file:
-            if file.frames == 0:
-                raise RejectedRow("empty_audio", "no samples")
-            if file.frames > MAX_SECONDS * file.samplerate:
-                raise RejectedRow("unreadable_audio", f"the header claims {file.frames / file.samplerate:.0f} s")
-            samples = file.read(dtype="float32", always_2d=True)
+        with soundfile.SoundFile(_File(mended(content))) as file:
+            # After each block soundfile moves to where libsndfile is already; a FLAC stream without a length cannot.
+            file.seekable = lambda: False
+            if not 1 <= file.samplerate <= MAX_SAMPLE_RATE:
+                raise RejectedRow("unreadable_audio", f"the header claims {file.samplerate} Hz")
+            check_length(file, max_seconds)
+            waveform = read_mono(file, max_seconds)
             rate = file.samplerate
     except (soundfile.SoundFileError, OSError, ValueError, TypeError) as error:
         # error_string leaves out what was opened: for bytes, that is an address in memory, another in every run.
         raise RejectedRow("unreadable_audio", str(getattr(error, "error_string", error))) from error
-    if len(samples) == 0:
+    if len(waveform) == 0:
         raise RejectedRow("empty_audio", "no samples")
-    waveform = samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0]
-    peak = float(np.abs(waveform).max())
+    peak = peak_of(waveform)
     if not peak <= MAX_PEAK:  # nor if it is no number
         raise RejectedRow("unreadable_audio", f"samples up to {peak:g}, where full scale is 1")
-    return np.ascontiguousarray(waveform, dtype=np.float32), rate
+    return waveform, rate
+
+
+def read_file(path: str | Path) -> bytes:
+    """The content of a file.
+
+    Raises:
+        RejectedRow: ``missing_audio``, or ``unreadable_audio`` where it cannot be opened or is beyond ``MAX_BYTES``.
+        UserError: as :func:`fetch`.
+    """
+    if not isinstance(path, str | Path):
+        return fetch(path)
+    if not os.path.isfile(path):  # unlike Path.is_file, also False for a name too long for the system
+        raise RejectedRow("missing_audio", f"no file at {shown(path)}")
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_BYTES:
+                raise RejectedRow("unreadable_audio", f"{size:,} bytes, at most {MAX_BYTES:,} wanted")
+            return file.read()
+    except OSError as error:
+        raise RejectedRow("unreadable_audio", f"{error.strerror}: {path}") from error
+
+
+def fetch(place: Path) -> bytes:
+    """The content of a file that is not on this machine (a `upath.UPath`, see :mod:`llasa.paths`).
+
+    Raises:
+        RejectedRow: ``missing_audio``.
+        UserError: it cannot be reached. That costs the run and not the row: with the network gone, every row.
+    """
+    try:
+        return place.read_bytes()
+    except (FileNotFoundError, IsADirectoryError):
+        raise RejectedRow("missing_audio", f"no file at {shown(place)}") from None
+    except Exception as error:  # each file system has its own
+        why = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise UserError(
+            f"cannot read {place}: {why}", remedy="check the network and the rights, then run the same command again"
+        ) from error
+
+
+def shown(path: str | Path) -> str:
+    """A path for a message: damaged metadata may hold a text of any length."""
+    text = str(path)
+    return text if len(text) <= 300 else f"{text[:300]}…"
+
+
+class _File(io.BytesIO):
+    """A damaged header may send libsndfile before the start, where ``seek`` would raise, and cffi print a traceback."""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(), io.SEEK_END: len(self.getbuffer())}[whence]
+        return super().seek(max(0, min(start + offset, len(self.getbuffer()))))
+
+
+def check_length(file, max_seconds: float) -> None:
+    """Compare what a header claims with the file and with our limits, before anything is decoded."""
+    for claimed, present in _CLAIMS.findall(file.extra_info):
+        if int(claimed) >= _STREAMED:
+            continue
+        share = 1 - int(present) / max(1, int(claimed))
+        lost = file.frames / file.samplerate * share / max(1 - share, 1e-9)
+        if share == 1 or lost > MAX_MISSING_SECONDS:
+            raise RejectedRow("truncated_audio", f"{present} bytes, where the header claims {claimed}")
+    if file.frames == _UNKNOWN:
+        return
+    seconds = file.frames / file.samplerate
+    if seconds > MAX_SECONDS or file.frames > MAX_SAMPLES:
+        raise RejectedRow("unreadable_audio", f"the header claims {seconds:.0f} s")
+    if seconds > max_seconds:
+        raise RejectedRow("too_long", f"{seconds:.2f} s, at most {max_seconds:g} s wanted")
+
+
+_CLAIMS = re.compile(r"\b(?:data|Data Size|SSND|BODY|riff|Riff size) *: (\d+) \(should be (\d+)\)")
+"""In libsndfile's log of a header: the size of the chunk with the samples, and how much of it there is. Of W64 and RF64
+it compares the whole file only. A WAV's or an AIFF's own size is often wrong, and of no account."""
+
+_STREAMED = 0x7FFF0000
+"""A size of 2 GB and more, up to 0xFFFFFFFF, stands for "unknown" where the writer could not go back to fill it in."""
+
+_UNKNOWN = 2**63 - 1
+"""libsndfile's number of samples for a FLAC stream that does not say."""
+
+
+def read_mono(file, max_seconds: float) -> np.ndarray:
+    """The mean of the channels, float32 [samples], in blocks; a file without a length is left at its limit."""
+    block = max(1, BLOCK_SAMPLES // file.channels)
+    limit = min(max_seconds * file.samplerate, MAX_SAMPLES)
+    parts, count = [], 0
+    while count < file.frames:
+        samples = file.read(min(block, file.frames - count), dtype="float32", always_2d=True)
+        with np.errstate(all="ignore"):  # of infinities; they are refused later
+            parts.append(samples.mean(axis=1) if file.channels > 1 else samples[:, 0])
+        count += len(samples)
+        if len(samples) < block:
+            break
+        if count > limit:
+            raise RejectedRow("too_long", f"more than {limit / file.samplerate:g} s")
+    if file.frames != _UNKNOWN and file.frames - count > MAX_MISSING_SECONDS * file.samplerate:
+        claimed, found = file.frames / file.samplerate, count / file.samplerate
+        raise RejectedRow("truncated_audio", f"{found:.2f} s, where the header claims {claimed:.2f} s")
+    if len(parts) == 1:
+        return np.ascontiguousarray(parts[0])
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
+
+
+def peak_of(waveform: np.ndarray) -> float:
+    """Largest absolute sample; nan where there is one."""
+    return float(max(np.abs(waveform.max()), np.abs(waveform.min())))
+
+
+# --- what libsndfile does not see -------------------------------------------------------------------------------------
+
+
+def mended(content: bytes) -> bytes:
+    """The content as libsndfile reads all of it.
+
+    Raises:
+        RejectedRow: it is no audio, or damaged in a way that libsndfile would pass over.
+    """
+    start = _after_tags(content)
+    if _mpeg_frame_size(content[start : start + 3]):
+        return _mpeg_stream(content, start)
+    if not content.startswith(FORMATS):
+        raise RejectedRow("unreadable_audio", f"no audio format begins with {content[:8]!r}")
+    if content.startswith(b"RIFF"):
+        return _with_data_size(content)
+    if content.startswith(b"OggS"):
+        _check_last_page(content)
+    return content
+
+
+def _with_data_size(content: bytes) -> bytes:
+    """A WAV from a pipe may say that it has no samples; libsndfile knows only the other way to say "unknown"."""
+    riff_size = int.from_bytes(content[4:8], "little")
+    position = 12
+    while position + 8 < len(content):
+        name, size = content[position : position + 4], int.from_bytes(content[position + 4 : position + 8], "little")
+        if name == b"data":
+            if size == 0 and riff_size != len(content) - 8:
+                return content[: position + 4] + b"\xff" * 4 + content[position + 8 :]
+            break
+        position += 8 + size + size % 2
+    return content
+
+
+def _check_last_page(content: bytes) -> None:
+    start = content.rfind(b"OggS")
+    segments = content[start + 26] if start + 26 < len(content) else 0
+    sizes = content[start + 27 : start + 27 + segments]
+    missing = start + 27 + segments + sum(sizes) - len(content)
+    if missing > 0:
+        raise RejectedRow("truncated_audio", f"the last page lacks {missing} bytes or more")
+
+
+def _after_tags(content: bytes) -> int:
+    """Where the content begins behind ID3v2 tags and what some writers fill up with zeros."""
+    start = 0
+    while content.startswith(b"ID3", start) and start + 10 <= len(content):
+        size = 0
+        for byte in content[start + 6 : start + 10]:
+            size = size << 7 | byte & 0x7F
+        start += 10 + size + (10 if content[start + 5] & 0x10 else 0)
+    if start and content.startswith(b"\0", start):
+        start += len(content) - start - len(content[start:].lstrip(b"\0"))
+    return start
+
+
+MAX_MISSING_FRAMES = 2
+"""Of an MP3, 24 to 72 ms each."""
+
+_MPEG_RATES = (44_100, 48_000, 32_000)
+_MPEG_KILOBITS = {
+    True: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    False: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
+"""Layer III, MPEG-1 and the two lower rates."""
+
+_TAGS = (b"TAG", b"APETAGEX", b"LYRICS", b"ID3", b"3DI")
+_SIDE_INFORMATION = {(True, True): 32, (True, False): 17, (False, True): 17, (False, False): 9}
+"""Bytes of it in a frame: MPEG-1 or not, more than one channel or not."""
+
+
+@lru_cache(maxsize=4096)
+def _mpeg_frame_size(header: bytes) -> int:
+    """Bytes of the layer III frame that begins with these three, or 0 if no frame does."""
+    if len(header) < 3:
+        return 0
+    first, second, third = header
+    version, layer, bit_rate, rate = second >> 3 & 3, second >> 1 & 3, third >> 4, third >> 2 & 3
+    if first != 0xFF or second < 0xE0 or version == 1 or layer != 1 or bit_rate in (0, 15) or rate == 3:
+        return 0
+    is_mpeg1 = version == 3
+    hertz = _MPEG_RATES[rate] >> {3: 0, 2: 1, 0: 2}[version]
+    return (144 if is_mpeg1 else 72) * _MPEG_KILOBITS[is_mpeg1][bit_rate] * 1000 // hertz + (third >> 1 & 1)
+
+
+def _mpeg_stream(content: bytes, start: int) -> bytes:
+    """The frames of an MP3 without tags, and with an index if it has none.
+
+    mpg123 looks for the next frame where something else stands between two, and tells the terminal. Without an index
+    libsndfile infers the length from the first frame's bit rate, and stops there, however much is left.
+    """
+    second, position, num_frames = content[start + 1], start, 0
+    while position + 4 <= len(content):
+        size = _mpeg_frame_size(content[position : position + 3]) if content[position + 1] == second else 0
+        if size == 0:
+            rest = content[position:]
+            if rest.startswith(_TAGS) or not rest.strip(b"\0"):
+                break
+            raise RejectedRow("unreadable_audio", f"no MPEG frame at byte {position:,} of {len(content):,}")
+        if position + size > len(content):
+            break  # not all of it is there; the index, if there is one, decides whether that matters
+        position += size
+        num_frames += 1
+    stream = content[start:position]
+    index = 4 + _SIDE_INFORMATION[second >> 3 & 3 == 3, content[start + 3] >> 6 != 3]
+    if stream[index : index + 4] in (b"Xing", b"Info") and index + 12 <= len(stream):
+        has_count, claimed = stream[index + 7] & 1, int.from_bytes(stream[index + 8 : index + 12], "big")
+        if has_count and claimed > num_frames + MAX_MISSING_FRAMES:
+            raise RejectedRow("truncated_audio", f"{num_frames - 1} MPEG frames, where the index claims {claimed}")
+        return stream
+    if stream[36:40] == b"VBRI":
+        return stream
+    # A frame of silence that holds the number of frames, of a bit rate that has room for it.
+    header = bytearray(content[start : start + 4])
+    header[1] |= 1  # no checksum
+    header[2] = header[2] & 0x0D | 0x90
+    frame = bytes(header).ljust(index, b"\0") + struct.pack(">4sII", b"Xing", 1, num_frames)
+    return frame.ljust(_mpeg_frame_size(bytes(header[:3])), b"\0") + stream
+
+
+# --- resampling and writing -------------------------------------------------------------------------------------------
 
 
 def resample(waveform: np.ndarray, rate: int, target_rate: int) -> np.ndarray:
-    """Resample mono float32 [samples] from ``rate`` to ``target_rate`` Hz with soxr at its high quality."""
+    """Resample mono float32 [samples] from ``rate`` to ``target_rate`` Hz with soxr at its high quality.
+
+    A waveform near full scale may pass it a little afterwards; it is not clipped.
+    """
     if rate == target_rate:
         return waveform
     import soxr

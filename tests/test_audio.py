@@ -150,7 +150,8 @@ def test_a_file_that_is_not_there_is_missing(name, kind, tmp_path):
     with pytest.raises(RejectedRow) as refused:
         decode_audio(kind(f"{tmp_path}/{name}"))
     assert refused.value.reason == "missing_audio"
-    assert name in refused.value.detail
+    assert name[:100] in refused.value.detail
+    assert len(refused.value.detail) < 350
 
 
 def test_nothing_left_after_resampling_is_empty():
