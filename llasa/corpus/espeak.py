@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from llasa.corpus.sources import SourceRow
+from llasa.corpus.sources import IndexedSource, SourceRow
 from llasa.errors import RejectedRow, UserError
 
 ESPEAK_VOICES = {
@@ -65,7 +65,7 @@ _MAX_DATA_PATH = 140
 _lock = threading.Lock()
 
 
-class EspeakSource:
+class EspeakSource(IndexedSource):
     """Sentences spoken by espeak-ng, as a :class:`~llasa.corpus.sources.Source`.
 
     The sentences keep the order of their file: the last ``test`` are the test split, the ``validation`` before

@@ -1,4 +1,4 @@
-"""Corpora on disk: a folder with a metadata file, or a JSONL manifest.
+"""Corpora of loose files: a folder with a metadata file, or a JSONL manifest; here or in an object store.
 
 Only metadata is read up front. A row that lacks something is rejected by its own number; a corpus that cannot be
 understood at all is a :class:`UserError`.
@@ -15,37 +15,37 @@ import os
 from pathlib import Path
 from typing import Any
 
-from llasa.config import require
-from llasa.corpus.sources import SourceRow
+from llasa.corpus.access import locate, read_if_there, unreadable
+from llasa.corpus.sources import MEASURES, IndexedSource, SourceRow, as_measures, recording, require_limit
 from llasa.errors import RejectedRow, UserError
+from llasa.paths import is_local
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus")
 AUDIO_KEYS = ("audio", "file_name", "audio_filepath", "path")
 TEXT_KEYS = ("text", "sentence", "transcript")
 
 
-class ManifestSource:
-    """A JSONL file: ``audio`` (absolute, or relative to the file) and ``text``, optionally ``id``, ``speaker``,
-    ``language``. ``duration`` may be there; it is not needed."""
+class ManifestSource(IndexedSource):
+    """A JSONL file: ``audio`` (relative to the file, absolute, or an address such as `s3://…`) and ``text``, optionally
+    ``id``, ``speaker``, ``language`` and any of ``MEASURES``. ``duration`` may be there; it is not needed."""
 
     def __init__(self, *, path: str, language: str, name: str = "manifest", limit: int | None = None) -> None:
-        self.name = name
-        self.file = Path(path)
+        self.name, self.language = name, language
+        self.file = locate(path)
         self.folder = self.file.parent
-        self.language = language
-        if not self.file.is_file():
+        content = read_if_there(self.file)
+        if content is None:
             raise UserError(f"there is no manifest at {path}", remedy="pass dataset.path=FILE.jsonl")
-        self._load(limit)
+        self._load(content, limit)
 
-    def _load(self, limit: int | None) -> None:
-        require(limit is None or limit >= 1, "dataset.limit", limit, "use 1 or more, or null for all rows")
-        content = self.file.read_bytes()
+    def _load(self, content: bytes, limit: int | None) -> None:
+        require_limit(limit)
         try:
             text = content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise UserError(f"{self.file} is not UTF-8 ({error.reason} at byte {error.start})") from None
-        self.rows = self._parse(text)[:limit]
-        if not self.rows:
+        self.records = self._parse(text)[:limit]
+        if not self.records:
             raise UserError(f"{self.file} lists no recordings", remedy="give it a line for each recording")
         self.fingerprint = hashlib.sha256(content).hexdigest()[:16]
 
@@ -53,13 +53,13 @@ class ManifestSource:
         return parse_json_lines(text)
 
     def describe(self) -> dict[str, Any]:
-        return {"name": self.name, "rows": len(self.rows), "fingerprint": self.fingerprint}
+        return {"name": self.name, "rows": len(self.records), "fingerprint": self.fingerprint}
 
     def splits(self) -> dict[str, int]:
-        return {"train": len(self.rows)}
+        return {"train": len(self.records)}
 
     def row(self, split: str, index: int) -> SourceRow:
-        fields = self.rows[index]
+        fields = self.records[index]
         if "malformed" in fields:
             raise RejectedRow("malformed_row", fields["malformed"])
         audio = first_of(fields, AUDIO_KEYS)
@@ -76,10 +76,11 @@ class ManifestSource:
             audio=self._locate(str(audio)),
             speaker=optional(fields, "speaker", ""),
             language=optional(fields, "language", self.language),
+            measures=as_measures({key: fields[key] for key in MEASURES if key in fields}),
         )
 
     def _locate(self, audio: str) -> Path:
-        return self.folder / audio
+        return recording(audio, self.folder)
 
 
 class FolderSource(ManifestSource):
@@ -91,20 +92,21 @@ class FolderSource(ManifestSource):
     """
 
     def __init__(self, *, path: str, language: str, name: str = "folder", limit: int | None = None) -> None:
-        self.name = name
-        self.folder = Path(path)
-        self.language = language
-        if not self.folder.is_dir():
+        self.name, self.language = name, language
+        self.folder = locate(path)
+        self._names: dict[Path, set[str]] = {}
+        for metadata in ("metadata.csv", "metadata.jsonl"):
+            self.file = self.folder / metadata
+            content = read_if_there(self.file)
+            if content is not None:
+                self._load(content, limit)
+                return
+        if is_local(self.folder) and not self.folder.is_dir():
             raise UserError(f"there is no folder at {path}", remedy="pass dataset.path=FOLDER")
-        candidates = [self.folder / "metadata.csv", self.folder / "metadata.jsonl"]
-        found = [file for file in candidates if file.is_file()]
-        if not found:
-            raise UserError(
-                f"{path} has no metadata.csv and no metadata.jsonl",
-                remedy="add metadata.csv with a line `id|text` for each wavs/id.wav",
-            )
-        self.file = found[0]
-        self._load(limit)
+        raise UserError(
+            f"{path} has no metadata.csv and no metadata.jsonl",
+            remedy="add metadata.csv with a line `id|text` for each wavs/id.wav",
+        )
 
     def _parse(self, text: str) -> list[dict[str, Any]]:
         if self.file.suffix == ".jsonl":
@@ -124,16 +126,25 @@ class FolderSource(ManifestSource):
         return [parse_ljspeech_line(line) for line in lines]
 
     def _locate(self, audio: str) -> Path:
-        direct = self.folder / audio
-        if direct.suffix.lower() in AUDIO_SUFFIXES:
+        direct = recording(audio, self.folder)
+        if direct.suffix.lower() in AUDIO_SUFFIXES or "://" in audio:
             return direct
-        places = [
-            base.with_name(base.name + suffix) for suffix in AUDIO_SUFFIXES for base in (direct, self._wavs(audio))
-        ]
-        return next((place for place in places if os.path.isfile(place)), self._wavs(audio + ".wav"))
+        bases = (direct, recording(audio, self.folder / "wavs"))
+        places = [base.with_name(base.name + suffix) for suffix in AUDIO_SUFFIXES for base in bases if base.name]
+        return next((place for place in places if self._is_file(place)), self.folder / "wavs" / f"{audio}.wav")
 
-    def _wavs(self, audio: str) -> Path:
-        return self.folder / "wavs" / audio
+    def _is_file(self, place: Path) -> bool:
+        """In an object store by one listing of its folder, not one question for each suffix of each row."""
+        if is_local(place):
+            return os.path.isfile(place)
+        if place.parent not in self._names:
+            try:
+                self._names[place.parent] = {file.name for file in place.parent.iterdir()}
+            except (FileNotFoundError, NotADirectoryError):
+                self._names[place.parent] = set()
+            except Exception as error:  # each file system has its own
+                raise unreadable(str(place.parent), error) from error
+        return place.name in self._names[place.parent]
 
 
 def first_of(fields: dict[str, Any], keys: tuple[str, ...]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 
@@ -284,3 +285,149 @@ def test_a_corpus_that_is_not_there_is_refused(tmp_path):
     for path in (tmp_path, tmp_path / "nothing.jsonl"):
         with pytest.raises(UserError, match=r"there is no manifest at .*; pass dataset.path"):
             ManifestSource(path=str(path), language="it")
+
+
+def test_a_home_folder_is_found(tmp_path, monkeypatch):
+    write_folder_corpus(tmp_path / "voices", 2, seed=1)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert FolderSource(path="~/voices", language="it").splits() == {"train": 2}
+    with pytest.raises(UserError, match=r"^there is no folder at ~nobody-of-this-name/voices; pass dataset.path"):
+        FolderSource(path="~nobody-of-this-name/voices", language="it")
+
+
+def test_measures_come_with_their_rows(tmp_path):
+    lines = [
+        {"audio": "a.wav", "text": "Uno", "dnsmos": 3.5, "up_votes": "2"},
+        {"audio": "b.wav", "text": "Due", "dnsmos": "?"},
+    ]
+    assert [row.measures for row in rows_of(manifest_source(tmp_path, lines))] == [{"dnsmos": 3.5, "up_votes": 2.0}, {}]
+    (row,) = rows_of(folder_source(tmp_path, "file_name,text,levenshtein\na.wav,Uno,0.95\n"))
+    assert row.measures == {"levenshtein": 0.95}
+
+
+def test_metadata_of_the_wrong_kind_costs_its_row(tmp_path):
+    """Numbers, lists, zero bytes, a path of a million characters, an address of no protocol."""
+    write_audio(tmp_path / "a.wav", speech_like(0.3, 1))
+    wrong = [
+        5,
+        ["a.wav"],
+        {"path": "a.wav"},
+        True,
+        "a\0.wav",
+        "x" * 1_000_000,
+        "nosuch://a.wav",
+        ".",
+        "/",
+        "..",
+        "~",
+        "s" * 300,
+    ]
+    source = manifest_source(tmp_path, [{"audio": audio, "text": "Uno"} for audio in [*wrong, "a.wav"]])
+    for index in range(len(wrong)):
+        with pytest.raises(RejectedRow) as refused:
+            decode_audio(source.row("train", index).audio)
+        assert refused.value.reason == "missing_audio"
+        assert len(refused.value.detail) < 500
+    assert len(decode_audio(source.row("train", len(wrong)).audio)[0]) == 4800
+    texts = manifest_source(tmp_path, [{"audio": "a.wav", "text": text} for text in (5, ["x"], "x\0y")])
+    assert texts_of(texts) == ["5", "['x']", "x\0y"]
+
+
+@pytest.mark.parametrize("header", ["", "file_name,text\n"])
+def test_damaged_lines_of_a_table_cost_themselves(tmp_path, header):
+    separator = "," if header else "|"
+    names = ["a", "b\0c", "d" * 1_000_000, "e"]
+    source = folder_source(tmp_path, header + "".join(f"{name}{separator}testo\n" for name in names))
+    rows = rows_of(source)
+    assert len(rows) == 4
+    assert [row if isinstance(row, str) else row.id for row in (rows[0], rows[3])] == ["a", "e"]
+    assert rows[1] == "missing_audio"
+    assert rows[2] in ("missing_audio", "malformed_row")
+
+
+# --- in an object store ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def memory():
+    store = fsspec.filesystem("memory")
+    yield store
+    store.rm("/bucket", recursive=True)
+
+
+def test_a_folder_in_an_object_store_has_the_rows_of_the_same_one_here(tmp_path, memory):
+    write_folder_corpus(tmp_path, 4, seed=1)
+    (tmp_path / "wavs" / "clip-0002.wav").rename(tmp_path / "clip-0002.wav")
+    (tmp_path / "wavs" / "clip-0003.wav").unlink()
+    memory.put(str(tmp_path) + "/", "/bucket/voices", recursive=True)
+    here, there = (
+        FolderSource(path=str(tmp_path), language="it"),
+        FolderSource(path="memory://bucket/voices", language="it"),
+    )
+    assert there.describe() == here.describe()
+    for mine, theirs in zip(rows_of(here)[:3], rows_of(there)[:3], strict=True):
+        assert (mine.id, mine.text) == (theirs.id, theirs.text)
+        assert str(theirs.audio) == str(mine.audio).replace(str(tmp_path), "memory://bucket/voices")
+        np.testing.assert_array_equal(decode_audio(mine.audio)[0], decode_audio(theirs.audio)[0])
+    with pytest.raises(RejectedRow, match=r"missing_audio: no file at memory://bucket/voices/wavs/clip-0003.wav"):
+        decode_audio(rows_of(there)[3].audio)
+
+
+def test_an_object_store_is_listed_and_not_asked_for_each_name(tmp_path, memory, monkeypatch):
+    write_folder_corpus(tmp_path, 30, seed=1, seconds=0.1)
+    memory.put(str(tmp_path) + "/", "/bucket/voices", recursive=True)
+    source = FolderSource(path="memory://bucket/voices", language="it")
+    asked = []
+    for name in ("ls", "info", "exists", "isfile"):
+        method = getattr(type(memory), name)
+        monkeypatch.setattr(
+            type(memory), name, lambda self, *a, _m=method, _n=name, **k: asked.append(_n) or _m(self, *a, **k)
+        )
+    assert all(not isinstance(row, str) for row in rows_of(source))
+    assert 1 <= len(asked) < 10
+
+
+def test_a_manifest_names_recordings_beside_it_here_and_elsewhere(tmp_path, memory):
+    clips = [speech_like(0.3, seed) for seed in range(3)]
+    local = write_audio(tmp_path / "local.wav", clips[0])
+    for name, clip in (("corpus/clips/beside.wav", clips[1]), ("other/elsewhere.wav", clips[2])):
+        memory.pipe(f"/bucket/{name}", write_audio(tmp_path / "x.wav", clip).read_bytes())
+    memory.pipe("/bucket/corpus/empty.wav", b"")
+    names = [str(local), "clips/beside.wav", "memory://bucket/other/elsewhere.wav", "clips/none.wav", "empty.wav"]
+    lines = [json.dumps({"audio": name, "text": "Ciao"}) for name in names]
+    memory.pipe("/bucket/corpus/list.jsonl", "\n".join(lines).encode())
+    source = ManifestSource(path="memory://bucket/corpus/list.jsonl", language="it")
+    for index, clip in enumerate(clips):
+        np.testing.assert_allclose(decode_audio(source.row("train", index).audio)[0], clip, atol=1 / 32768)
+    for index, reason in ((3, "missing_audio"), (4, "empty_audio")):
+        with pytest.raises(RejectedRow) as refused:
+            decode_audio(source.row("train", index).audio)
+        assert refused.value.reason == reason
+
+
+def test_a_store_that_cannot_be_reached_costs_the_run_and_no_row(tmp_path, memory, monkeypatch):
+    write_folder_corpus(tmp_path, 1, seed=1)
+    memory.put(str(tmp_path) + "/", "/bucket/voices", recursive=True)
+    (row,) = rows_of(FolderSource(path="memory://bucket/voices", language="it"))
+
+    def gone(*arguments, **options):
+        raise ConnectionError("gone")
+
+    for name in ("_open", "cat_file"):
+        monkeypatch.setattr(type(memory), name, gone)
+    with pytest.raises(
+        UserError, match=r"^cannot read memory://bucket/voices/wavs/clip-0000.wav: gone; check the network"
+    ):
+        decode_audio(row.audio)
+    with pytest.raises(UserError, match=r"^cannot reach memory://bucket/voices/metadata.csv: gone; check the network"):
+        FolderSource(path="memory://bucket/voices", language="it")
+
+
+def test_what_is_not_in_an_object_store_is_refused(memory):
+    memory.pipe("/bucket/x", b"x")
+    with pytest.raises(UserError, match=r"^memory://bucket/voices has no metadata.csv and no metadata.jsonl"):
+        FolderSource(path="memory://bucket/voices", language="it")
+    with pytest.raises(UserError, match=r"^there is no manifest at memory://bucket/list.jsonl; pass dataset.path"):
+        ManifestSource(path="memory://bucket/list.jsonl", language="it")
+    with pytest.raises(UserError, match=r"^cannot reach nosuch://bucket/voices"):
+        FolderSource(path="nosuch://bucket/voices", language="it")

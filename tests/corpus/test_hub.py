@@ -11,9 +11,9 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-from hydra.utils import instantiate
 
 from llasa.audio import decode_audio
+from llasa.build import build
 from llasa.corpus.hub import HubSource
 from llasa.entry import compose_config
 from llasa.errors import RejectedRow, UserError
@@ -40,7 +40,7 @@ def hub_source(path: Path | str, **changes) -> HubSource:
 
 def group_source(option: str, path: Path) -> HubSource:
     """The source of ``conf/dataset/OPTION.yaml``, but from a local folder."""
-    return instantiate(compose_config("preprocess", [f"dataset={option}", f"dataset.path={path}", "lang=it"]).dataset)
+    return build(compose_config("preprocess", [f"dataset={option}", f"dataset.path={path}", "lang=it"]).dataset)
 
 
 def file_rows(folder: Path, split: str) -> list[dict]:
@@ -158,13 +158,54 @@ def test_columns_of_another_kind_are_refused(cml_tts):
         hub_source(cml_tts, columns=columns).row("train", 0)
 
 
-@pytest.mark.parametrize(
-    ("changes", "why"),
-    [({"splits": {"train": "training"}}, "Unknown split"), ({"config": "german"}, "'german' not found")],
-)
-def test_missing_splits_and_configurations_are_refused(cml_tts, changes, why):
-    with pytest.raises(UserError, match=f"cannot load {cml_tts}, .*{why}.*; check the names"):
-        hub_source(cml_tts, **changes)
+def test_a_missing_split_is_refused_with_those_there_are(cml_tts):
+    with pytest.raises(
+        UserError, match=r"has no split 'training'; it has train, dev, test; set dataset\.splits\.train"
+    ):
+        hub_source(cml_tts, splits={"train": "training"})
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_missing_configuration_is_refused_with_those_there_are(tmp_path, streaming):
+    folder = write_hub_corpus(tmp_path / "cml", "cml_tts", {"train": 2}, 1)
+    with pytest.raises(UserError, match=r"/cml has no configuration 'german'; set dataset.config to one of italian$"):
+        hub_source(folder, config="german", streaming=streaming)
+    shutil.copytree(folder / "italian", folder / "polish")
+    card = (folder / "README.md").read_text()
+    polish = card.split("configs:\n")[1].split("---")[0].replace("italian", "polish")
+    (folder / "README.md").write_text(card.replace("configs:\n", "configs:\n" + polish))
+    with pytest.raises(UserError, match=r"has several configurations; .* one of polish, italian$"):
+        hub_source(folder, config=None, streaming=streaming)
+    assert hub_source(folder, config="polish", streaming=streaming).splits() == {"train": 1 if streaming else 2}
+
+
+def test_a_language_that_the_corpus_lacks_is_refused_before_anything_is_read():
+    for option in ("cml_tts", "mls"):
+        with pytest.raises(
+            UserError, match=rf"^{option} has no language 'en'; it has de, es, fr, it, nl, pl, pt; choose"
+        ):
+            build(compose_config("preprocess", [f"dataset={option}", "lang=en"]).dataset)
+
+
+def test_without_a_mapping_splits_are_found_by_their_usual_names(tmp_path):
+    for dev in ("dev", "validation"):
+        folder = write_hub_corpus(tmp_path / dev, "cml_tts", {"train": 3, dev: 2, "1_hours": 1}, 1)
+        source = hub_source(folder, splits=None)
+        assert source.splits() == {"train": 3, "validation": 2}
+        assert source.describe()["splits"] == {"train": "train", "validation": dev}
+    small = hub_source(folder, splits={"train": "1_hours", "validation": None})
+    assert small.splits() == {"train": 1}
+
+
+def test_measures_of_the_data_set_come_with_its_rows(cml_tts):
+    row = group_source("cml_tts", cml_tts).row("train", 0)
+    assert row.measures == {"levenshtein": 0.97}
+    assert hub_source(cml_tts).row("train", 0).measures == {}
+
+
+def test_an_unknown_column_of_ours_is_refused(cml_tts):
+    with pytest.raises(UserError, match=r"dataset.columns='speakr' is not valid; did you mean speaker\?"):
+        hub_source(cml_tts, columns={"audio": "audio", "text": "text", "speakr": "speaker_id"})
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
@@ -184,10 +225,21 @@ def test_a_folder_of_recordings_is_sent_to_its_own_source(tmp_path):
         hub_source(tmp_path / "clips")
 
 
-@pytest.mark.parametrize("path", ["nobody/nothing", "/no/such/folder"])
-def test_without_the_hub_a_name_is_refused_at_once(path, tmp_path):
+def test_a_path_that_can_be_no_hub_name_is_refused():
+    for path in ("/no/such/folder", "./folder", "a/b/c"):
+        with pytest.raises(UserError, match=r"^there is no folder at (a|/no|folder).*; pass dataset.path=FOLDER"):
+            hub_source(path)
+
+
+def test_without_the_hub_a_name_is_refused_at_once(tmp_path):
     """In a process of its own, because `datasets` reads the switch when it is imported."""
-    command = [sys.executable, str(ROOT / "preprocess.py"), "dataset=hub", f"dataset.path={path}", "codec=codec2"]
+    command = [
+        sys.executable,
+        str(ROOT / "preprocess.py"),
+        "dataset=hub",
+        "dataset.path=nobody/nothing",
+        "codec=codec2",
+    ]
     result = subprocess.run(
         [*command, "store=store"],
         cwd=tmp_path,
@@ -199,7 +251,8 @@ def test_without_the_hub_a_name_is_refused_at_once(path, tmp_path):
     )
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == (
-        f"error: {path} is no local folder and the hub is switched off; check dataset.path, or unset HF_HUB_OFFLINE\n"
+        "error: nobody/nothing is no local folder and the hub is switched off; "
+        "check dataset.path, or unset HF_HUB_OFFLINE\n"
     )
     assert list(tmp_path.iterdir()) == []
 
