@@ -23,15 +23,16 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# A process for each core, and a thread for each process: more threads than cores wait for each other.
 test: setup
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n auto --dist worksteal
 
 # Liger patches Llama for its whole process, so the tests that need a GPU have a process of their own.
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu
 
 test-all: setup
-	$(BIN)/python -m pytest -m "not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n auto --dist worksteal
 
 clean:
 	rm -rf $(VENV) outputs/demo

@@ -6,9 +6,9 @@ from llasa.entry import entry
 
 @entry("preprocess")
 def main(config: PreprocessConfig) -> None:
-    from llasa.corpus.run import preprocess
+    from llasa.corpus.run import run
 
-    preprocess(config)
+    run(config)
 
 
 if __name__ == "__main__":

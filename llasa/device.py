@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TypeVar
 
 import torch
@@ -17,6 +18,13 @@ def resolve_device(device: str) -> str:
     if device == "cuda" and not available:
         raise UserError("device=cuda, but torch sees no CUDA device", remedy="use device=cpu (or auto)")
     return "cuda" if device != "cpu" and available else "cpu"
+
+
+def visible_cuda_devices() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES calls the devices that this process sees."""
+    count = torch.cuda.device_count()
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return [name.strip() for name in names[:count]] if names[0] else [str(index) for index in range(count)]
 
 
 T = TypeVar("T")

@@ -26,9 +26,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from llasa.config import CONF_DIR, RAW_TEXT_KEYS, ROOTS
+from llasa.config import CONF_DIR, RAW_TEXT_KEYS, REPOSITORY, ROOTS
 from llasa.errors import UserError
-from llasa.explain import explain, nearest
+from llasa.explain import explain, mistake_in_job, nearest
 
 UNUSABLE_PATH = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG)
 
@@ -55,7 +55,9 @@ def entry(root: str) -> Callable[[Callable[[Any], Any]], Callable[[], None]]:
         def main() -> None:
             # Hydra would print its own page-long reports and exit 1; with this it hands us the exception.
             os.environ["HYDRA_FULL_ERROR"] = "1"
-            sys.argv[1:] = quote_raw_values(sys.argv[1:])
+            # The jobs of a sweep may start in another folder, in new processes (submitit, Ray).
+            os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+            sys.argv[1:] = quote_raw_values(sweep_first(sys.argv[1:]))
             try:
                 program()
             except KeyboardInterrupt:
@@ -73,6 +75,10 @@ def entry(root: str) -> Callable[[Callable[[Any], Any]], Callable[[], None]]:
                 if error.filename is None or error.errno not in UNUSABLE_PATH:
                     raise
                 fail(UserError(f"cannot use {error.filename}: {error.strerror}", remedy="choose another folder"))
+            except Exception as error:
+                if (mistake := mistake_in_job(error)) is None:
+                    raise
+                fail(mistake)
 
         return main
 
@@ -133,6 +139,12 @@ def group_config(group: str, option: str) -> dict[str, Any]:
     if option not in options:
         raise UserError(f"there is no {group} named {option!r}", remedy=f"known: {', '.join(options)}")
     return OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+
+
+def sweep_first(arguments: Sequence[str]) -> list[str]:
+    """`-m` may stand anywhere on the line; Hydra's parser takes no override after a flag in its middle."""
+    flags = [argument for argument in arguments if argument in ("-m", "--multirun")]
+    return flags[:1] + [argument for argument in arguments if argument not in flags]
 
 
 QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)

@@ -69,3 +69,14 @@ def valid_keys(root: str) -> list[str]:
     return [key for key in keys if not key.endswith(("_target_", "_partial_"))] + [
         path.name for path in CONF_DIR.iterdir() if path.is_dir()
     ]
+
+
+def mistake_in_job(error: Exception) -> UserError | None:
+    """What a job of submitit printed as `error: …` in its own process before it ended, or that there is no SLURM here;
+    none for anything else."""
+    if str(error).startswith('Could not detect "srun"'):
+        return UserError("hydra/launcher=submitit_slurm: there is no srun here", remedy="run it on a SLURM login node")
+    if not type(error).__module__.startswith("submitit."):
+        return None
+    told = re.search(r"^error: (.+)$", str(error), re.MULTILINE)
+    return UserError(f"in a job of the sweep: {told[1]}") if told else None

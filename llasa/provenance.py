@@ -6,13 +6,17 @@ Nothing here depends on the time or the machine's paths, so that the same inputs
 from __future__ import annotations
 
 import dataclasses
+import glob
 import json
 import os
 import platform
 import subprocess
+import uuid
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from llasa.paths import is_local
 
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "pycodec2", "liger-kernel", "bitsandbytes", "flash-attn")
 CONFIG, RECORD = "config.yaml", "provenance.json"
@@ -71,18 +75,36 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write to a temporary name, sync, rename: a reader sees the old file or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    """Write to a temporary name, sync, rename: a reader sees the old file or the new one, never a part.
+
+    Two processes may write the same file at once: each has a temporary name of its own. A killed one leaves it,
+    see :func:`remove_temporary`. Object stores (`s3://`, …) show a file only when it is whole, without a rename.
+    """
+    if not is_local(path):
+        path.write_bytes(content)
+        return
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def remove_temporary(path: Path) -> None:
+    """Remove what killed processes left while they wrote ``path``. Nobody else may be writing it."""
+    if is_local(path):
+        for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+            temporary.unlink(missing_ok=True)
 
 
 def write_run_record(folder: Path, config: Any, **facts: Any) -> None:

@@ -473,17 +473,70 @@ VALIDATORS: list[tuple[type, dict[str, Any], str, list[dict[str, Any]], list[dic
     (schemas.CheckpointConfig, {}, "checkpoint.keep", [{"keep": 1}], [{"keep": 0}]),
     (schemas.LoggerConfig, {}, "logger.name", [{"name": "none"}, {"name": "wandb"}], [{"name": "mlflow"}]),
     (schemas.TrainConfig, {}, "seed", [{"seed": 0}, {"seed": 2**32 - 1}], [{"seed": -1}, {"seed": 2**32}]),
+    *(
+        (schemas.FiltersConfig, {}, f"filters.{key}", [{key: value} for value in good], [{key: value} for value in bad])
+        for key, good, bad in (
+            ("max_seconds", [None, 0.5], [0.0, -1.0, float("nan")]),
+            ("min_seconds", [None, 0.0, 29.9], [-1.0, 30.0, float("nan")]),
+            ("trim_silence", [None, 0.0, 10.0], [-0.1, 10.1]),
+            ("trim_threshold", [0.1, 100.0], [0.0, 101.0]),
+            ("min_sample_rate", [None, 1, 48_000], [0, -8000]),
+            ("min_peak", [None, 0.0], [1.0, -0.1]),
+            ("min_level", [None, -150.0, -0.1], [0.0, 20.0, -151.0]),
+            ("max_clipped", [None, 0.0, 1.0], [-0.1, 1.1]),
+            (
+                "characters_per_second",
+                [None, "auto", [5, 25.5], [0, 1]],
+                ["fast", 12, [5], [25, 5], [5, 5], [-1, 5], [5, 20, 30], ["a", "b"], [False, True]],
+            ),
+            ("max_foreign_letters", [None, 0, 3], [-1]),
+            ("min_levenshtein", [None, 0.0, 1.0], [-0.1, 90.0]),
+            ("min_dnsmos", [None, 1.0, 5.0], [0.0, 5.1]),
+            ("duplicates", ["audio", "both", "off", "text"], ["codes", "", "True"]),
+        )
+    ),
     (
         schemas.FiltersConfig,
         {},
         "filters.min_seconds",
-        [{"min_seconds": 0.0}, {"min_seconds": 1.0, "max_seconds": 1.5}],
-        [{"min_seconds": -1.0}, {"min_seconds": 2.0, "max_seconds": 2.0}],
+        [{"min_seconds": 1.0, "max_seconds": 1.5}, {"min_seconds": 100.0, "max_seconds": None}],
+        [{"min_seconds": 2.0, "max_seconds": 2.0}],
     ),
-    (schemas.FiltersConfig, {}, "filters.min_peak", [{"min_peak": 0.0}], [{"min_peak": 1.0}, {"min_peak": -0.1}]),
-    (schemas.RunnerConfig, {}, "runner.name", [{"name": "local"}], [{"name": "locale"}]),
+    (schemas.RunnerConfig, {}, "runner.name", [{"name": "local"}, {"name": "ray"}], [{"name": "locale"}]),
+    (schemas.RunnerConfig, {"name": "local"}, "runner.workers", [{"workers": None}, {"workers": 1}], [{"workers": 0}]),
+    (schemas.RunnerConfig, {"name": "ray"}, "runner.retries", [{"retries": 0}], [{"retries": -1}]),
     (schemas.PreprocessConfig, {}, "shard_rows", [{"shard_rows": 1}], [{"shard_rows": 0}]),
+    (
+        schemas.PreprocessConfig,
+        {},
+        "shards",
+        [{"shards": text} for text in (None, "7", "0-99", "5-5", "1/1", "2/8")],
+        [{"shards": text} for text in ("", "all", "9-3", "0/8", "9/8", "-3", "1-", "1-2-3", "½", "1/2/3", "1 - 2")],
+    ),
     (schemas.PreprocessConfig, {}, "decode_threads", [{"decode_threads": 1}], [{"decode_threads": 0}]),
+    (schemas.VerifyConfig, {}, "verification.rows", [{"rows": 1}, {"rows": 128}], [{"rows": 0}, {"rows": 129}]),
+    (schemas.VerifyConfig, {}, "verification.seed", [{"seed": 0}, {"seed": 2**32 - 1}], [{"seed": -1}]),
+    (
+        schemas.VerifyConfig,
+        {},
+        "verification.min_equal_codes",
+        [{"min_equal_codes": 0.0}, {"min_equal_codes": 1.0}],
+        [{"min_equal_codes": 1.1}, {"min_equal_codes": -0.1}],
+    ),
+    (
+        schemas.VerifyConfig,
+        {},
+        "verification.max_mel_distance",
+        [{"max_mel_distance": 0.1}],
+        [{"max_mel_distance": 0.0}, {"max_mel_distance": float("nan")}],
+    ),
+    (
+        schemas.VerifyConfig,
+        {},
+        "verification.min_share",
+        [{"min_share": 1.0}, {"min_share": 0.01}],
+        [{"min_share": 0.0}, {"min_share": 1.1}],
+    ),
     (
         schemas.SamplingConfig,
         {},
@@ -563,6 +616,23 @@ def test_every_validator_has_a_case():
     ]
     assert untested == []
     assert all(good and bad for *_, good, bad in VALIDATORS)
+
+
+def test_off_is_off_in_yaml_too():
+    """YAML reads a bare `off` as false."""
+    written = OmegaConf.create("duplicates: off")
+    assert OmegaConf.to_object(OmegaConf.merge(schemas.FiltersConfig, written)).duplicates == "off"
+    assert compose_config("preprocess", ["filters.duplicates=off"]).filters.duplicates == "off"
+
+
+def test_a_filter_is_switched_off_with_null():
+    off = ["min_seconds", "max_seconds", "trim_silence", "min_sample_rate", "min_peak", "min_level", "max_clipped",
+           "characters_per_second", "max_foreign_letters", "min_levenshtein", "min_dnsmos", "min_votes"]  # fmt: skip
+    filters = compose_config("preprocess", [f"filters.{key}=null" for key in off]).filters
+    assert {field.name for field in fields(filters)} - {"trim_threshold", "duplicates"} == set(off)
+    assert all(getattr(filters, key) is None for key in off)
+    chosen = compose_config("preprocess", ["filters.characters_per_second=[4,25]"]).filters
+    assert chosen.characters_per_second == [4, 25]
 
 
 def test_validation_also_runs_on_what_was_composed():

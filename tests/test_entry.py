@@ -62,7 +62,7 @@ def assert_user_error(result: subprocess.CompletedProcess[str], *expected: str) 
         ("train.py", ["-m", "trainer.max_step=1,2"], [r"did you mean trainer\.max_steps\b"]),
         ("preprocess.py", ["dataset=folder"], [r"dataset\.path is required; pass dataset\.path="]),
         ("preprocess.py", ["dataset=foldr"], [r"did you mean folder\?"]),
-        ("preprocess.py", ["shard_row=3"], [r"did you mean shard_rows\?"]),
+        ("preprocess.py", ["shard_row=3"], [r"did you mean shard_rows\b"]),
         ("preprocess.py", ["shard_rows=three"], [r"shard_rows: .*'three'"]),
         ("preprocess.py", ["+foo=1"], ["'foo'", r"valid names: .*\bdataset|valid names: .*\bshard_rows"]),
         ("infer.py", [], [r"checkpoint is required; pass checkpoint="]),
@@ -233,6 +233,14 @@ def test_a_sweep_gives_each_job_its_own_run_folder(tmp_path):
     assert (first.parent, first.name, second.name) == (second.parent, "0", "1")
     assert all((tmp_path / folder).is_dir() for folder in (first, second))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["outputs", "program.py"]
+
+
+@pytest.mark.parametrize("flag", ["-m", "--multirun"])
+def test_the_flag_of_a_sweep_may_stand_anywhere(flag, tmp_path):
+    script = write_entry(tmp_path, "train", 'print("job", config.seed)')
+    result = run_python(script, "store=x", flag, "seed=1,2", "output_dir=sweep", cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert re.findall(r"^job (\d)$", result.stdout, re.MULTILINE) == ["1", "2"]
 
 
 def test_a_sweep_ends_at_the_first_mistake(tmp_path):

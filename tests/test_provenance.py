@@ -93,9 +93,9 @@ def git(folder: Path, *arguments: str) -> str:
 
 @pytest.fixture
 def copy(tmp_path) -> Path:
-    """A folder with a copy of the module, outside any checkout."""
+    """A folder with a copy of the module and of what it imports, outside any checkout."""
     (tmp_path / "code" / "llasa").mkdir(parents=True)
-    for name in ("__init__.py", "provenance.py"):
+    for name in ("__init__.py", "provenance.py", "paths.py", "errors.py"):
         shutil.copy(ROOT / "llasa" / name, tmp_path / "code" / "llasa")
     return tmp_path / "code"
 

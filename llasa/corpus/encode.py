@@ -1,91 +1,251 @@
-"""One shard of a store: read, decode, check, encode, write. The unit of work of every runner.
+"""The work of one process on a store: read, decode, check, encode, write, shard after shard.
 
-Reading and decoding run in threads ahead of the codec (libsndfile and soxr release the interpreter lock); the
-codec sees pieces of at most ``PIECE_SECONDS`` of audio, so memory does not grow with the shard.
+    source ─reader thread─► fetch ─decode threads─► bounded queue ─this thread─► codec ─► shard
+
+The reader takes rows in order and runs on into the next shard while this thread drives the codec, so the codec
+waits only for the first rows. libsndfile, soxr and torch release the interpreter lock, hence threads. The codec sees
+pieces of ``PIECE_SECONDS`` of audio, within a shard: the fuller they are, the fuller its batches. Memory: a piece
+(230 MB at 16 kHz), the rows ahead of it (at most ``READ_AHEAD``) and the codes of a shard, whatever the corpus.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-from llasa.codec.base import Codec
+from llasa.codec.base import Codec, CodecSpec
 from llasa.config import FiltersConfig
-from llasa.corpus.filters import prepare
-from llasa.corpus.sources import Source
-from llasa.corpus.store import Shard, ShardRecord, write_shard
+from llasa.corpus.claims import Claim, claim
+from llasa.corpus.filters import check_length, check_speaking_rate, checked_text, prepare
+from llasa.corpus.sources import EncodedRow, Fetch, Source
+from llasa.corpus.store import Shard, shard_is_whole, write_shard
 from llasa.errors import RejectedRow
+from llasa.provenance import remove_temporary
 from llasa.types import EncodedUtterance, Utterance
 
-PIECE_SECONDS = 1800.0
-READ_AHEAD = 32
-"""Rows that wait decoded for each thread."""
+PIECE_SECONDS = 3600.0
+READ_AHEAD = 512
+"""Rows that are decoded, or about to be, ahead of the codec."""
+
+SHARDS_AHEAD = 2
+"""Shards that a process claims at a time: the one it encodes, and the one it reads ahead for."""
+
+Prepared = Utterance | EncodedUtterance | RejectedRow
+
+
+def make_shards(
+    root: Path,
+    shards: Iterable[Shard],
+    source: Source,
+    codec: Codec,
+    filters: FiltersConfig,
+    threads: int,
+    on_rows: Callable[[int], object] = lambda count: None,
+) -> None:
+    """Make those of ``shards`` that are missing and that no other process is making, then wait for the others' and
+    make what they left. ``on_rows`` is called with the number of source rows that are done."""
+    pipeline = Pipeline(source, codec.spec, filters, threads)
+    taken: list[Shard] = []
+
+    def make(claims: Iterable[tuple[Shard, Claim | None]]) -> None:
+        with contextlib.closing(pipeline.run(to_make(root, claims, taken))) as prepared:
+            for shard, mine, rows in prepared:
+                encode_shard(root, shard, rows, codec, on_rows)
+                mine.release()
+
+    make((shard, claim(root, shard.file)) for shard in shards)
+    for shard in list(taken):  # done by now, or left by a process that died
+        make([(shard, claim(root, shard.file, wait=True))])
+
+
+def to_make(
+    root: Path, claims: Iterable[tuple[Shard, Claim | None]], taken: list[Shard]
+) -> Iterator[tuple[Shard, Claim]]:
+    """Those of the shards that are ours and missing; the ones of other processes are added to ``taken``."""
+    for shard, mine in claims:
+        if mine is None:
+            taken.append(shard)
+        elif shard_is_whole(root / shard.file):  # another process made it in the meantime
+            mine.release()
+        else:
+            remove_temporary(root / shard.file)
+            yield shard, mine
+
+
+class Pipeline:
+    """Rows prepared ahead of the codec by a bounded number, in order, from one shard into the next."""
+
+    def __init__(self, source: Source, spec: CodecSpec, filters: FiltersConfig, threads: int) -> None:
+        self.source, self.spec, self.filters, self.threads = source, spec, filters, threads
+
+    def run(
+        self, shards: Iterator[tuple[Shard, Claim]]
+    ) -> Iterator[tuple[Shard, Claim, Iterator[tuple[int, Prepared]]]]:
+        """Each shard with its rows, which must be used up before the next shard is asked for."""
+        waiting: queue.Queue[Any] = queue.Queue(READ_AHEAD)
+        ahead = threading.Semaphore(SHARDS_AHEAD)
+        stopped = threading.Event()
+
+        def read() -> None:
+            try:
+                self._read(shards, pool, lambda item: _put(waiting, item, stopped), ahead, stopped)
+            except _Stopped:
+                pass
+            except BaseException as error:  # shown in the thread that waits for the rows
+                with contextlib.suppress(_Stopped):
+                    _put(waiting, error, stopped)
+
+        def rows() -> Iterator[tuple[int, Prepared]]:
+            while (item := _raised(waiting.get())) is not _END:
+                number, future = item
+                yield number, future.result()
+
+        with ThreadPoolExecutor(self.threads, thread_name_prefix="decode") as pool:
+            reader = threading.Thread(target=read, name="read", daemon=True)
+            reader.start()
+            try:
+                while (item := _raised(waiting.get())) is not _END:
+                    yield *item, rows()
+                    ahead.release()
+            finally:
+                stopped.set()
+                reader.join()
+                for item in waiting.queue:
+                    if isinstance(item, tuple) and isinstance(item[1], Future):
+                        item[1].cancel()
+                    elif isinstance(item, tuple):
+                        item[1].release()
+
+    def _read(
+        self,
+        shards: Iterator[tuple[Shard, Claim]],
+        pool: ThreadPoolExecutor,
+        put: Callable[[Any], None],
+        ahead: threading.Semaphore,
+        stopped: threading.Event,
+    ) -> None:
+        while True:
+            while not ahead.acquire(timeout=0.1):
+                if stopped.is_set():
+                    raise _Stopped
+            if (claimed := next(shards, None)) is None:
+                break
+            put(claimed)
+            shard = claimed[0]
+            for number, fetch in self.source.rows(shard.split, shard.start, shard.stop):
+                put((number, pool.submit(self._prepare, fetch, f"row {number} of {shard.file}")))
+            put(_END)
+        put(_END)
+
+    def _prepare(self, fetch: Fetch, name: str) -> Prepared:
+        try:
+            row = fetch()
+            if isinstance(row, EncodedRow):
+                return check_encoded(row, self.spec, self.filters)
+            return prepare(row, self.spec.sample_rate, self.filters)
+        except RejectedRow as reason:
+            return reason
+        except Exception as error:
+            error.add_note(f"in {name}")
+            raise
+
+
+class _Stopped(Exception):
+    """The consumer is gone."""
+
+
+_END = object()
+"""Of a shard's rows, or of all shards."""
+
+
+def _put(waiting: queue.Queue[Any], item: Any, stopped: threading.Event) -> None:
+    while not stopped.is_set():
+        with contextlib.suppress(queue.Full):
+            waiting.put(item, timeout=0.1)
+            return
+    raise _Stopped
+
+
+def _raised(item: Any) -> Any:
+    if isinstance(item, BaseException):
+        raise item
+    return item
 
 
 def encode_shard(
     root: Path,
     shard: Shard,
-    source: Source,
+    prepared: Iterator[tuple[int, Prepared]],
     codec: Codec,
-    filters: FiltersConfig,
-    threads: int,
-    on_row: Callable[[int], object],
-) -> ShardRecord:
-    """Make one shard. ``on_row`` is called with the number of source rows that are done."""
-    rows: list[EncodedUtterance] = []
+    on_rows: Callable[[int], object],
+) -> None:
+    """Encode the rows of one shard and write it."""
+    rows: list[Utterance | EncodedUtterance] = []
+    numbers: list[int] = []
     rejects: list[dict[str, str]] = []
-    piece: list[Utterance] = []
-
-    def flush() -> None:
-        rows.extend(encode_piece(piece, codec))
-        piece.clear()
-
-    for index, result in prepared_rows(shard, source, codec.spec.sample_rate, filters, threads):
+    piece_seconds = 0.0
+    for number, result in prepared:
         if isinstance(result, RejectedRow):
-            rejects.append({"row": str(index), "reason": result.reason, "detail": result.detail})
+            rejects.append({"row": str(number), "reason": result.reason, "detail": result.detail})
         else:
-            piece.append(result)
-        if sum(utterance.seconds for utterance in piece) >= PIECE_SECONDS:
-            flush()
-        on_row(1)
-    flush()
-    return write_shard(root, shard, codec.spec, rows, rejects)
+            rows.append(result)
+            numbers.append(number)
+            piece_seconds += result.seconds
+        if piece_seconds >= PIECE_SECONDS:
+            rows = encode_rows(rows, codec)
+            piece_seconds = 0.0
+        on_rows(1)
+    write_shard(root, shard, codec.spec, encode_rows(rows, codec), rejects, numbers)
 
 
-def encode_piece(piece: list[Utterance], codec: Codec) -> list[EncodedUtterance]:
-    codes = codec.encode([utterance.waveform for utterance in piece]) if piece else []
+def encode_rows(rows: list[Utterance | EncodedUtterance], codec: Codec) -> list[EncodedUtterance]:
+    """The same rows with codes; those that have them stay as they are."""
+    waveforms = [row.waveform for row in rows if isinstance(row, Utterance)]
+    codes = iter(codec.encode(waveforms) if waveforms else [])
     return [
         EncodedUtterance(
-            id=utterance.id,
-            text=utterance.text,
-            text_given=utterance.text_given,
-            speaker=utterance.speaker,
-            language=utterance.language,
-            seconds=utterance.seconds,
-            codes=clip_codes,
+            id=row.id,
+            text=row.text,
+            text_given=row.text_given,
+            speaker=row.speaker,
+            language=row.language,
+            seconds=row.seconds,
+            codes=next(codes),
         )
-        for utterance, clip_codes in zip(piece, codes, strict=True)
+        if isinstance(row, Utterance)
+        else row
+        for row in rows
     ]
 
 
-def prepared_rows(
-    shard: Shard, source: Source, sample_rate: int, filters: FiltersConfig, threads: int
-) -> Iterator[tuple[int, Utterance | RejectedRow]]:
-    """The shard's rows in order, decoded ahead by a bounded number of rows."""
+def check_encoded(row: EncodedRow, spec: CodecSpec, filters: FiltersConfig) -> EncodedUtterance:
+    """A row of codes, checked as far as codes can be.
 
-    def load(index: int) -> Utterance | RejectedRow:
-        try:
-            return prepare(source.row(shard.split, index), sample_rate, filters)
-        except RejectedRow as reason:
-            return reason
-
-    with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
-        waiting: list[tuple[int, Future[Utterance | RejectedRow]]] = []
-        for index in range(shard.start, shard.stop):
-            waiting.append((index, pool.submit(load, index)))
-            if len(waiting) >= threads * READ_AHEAD:
-                first, future = waiting.pop(0)
-                yield first, future.result()
-        for index, future in waiting:
-            yield index, future.result()
+    Raises:
+        RejectedRow: no text, codes that are not the codec's, or a length that the filters refuse.
+    """
+    text = checked_text(row.text, row.language, filters)
+    places = len(spec.code_ranges)
+    if len(row.codes) == 0 or len(row.codes) % places:
+        raise RejectedRow("broken_codes", f"{len(row.codes)} codes are no whole number of frames of {places}")
+    starts, ends = zip(*spec.code_ranges, strict=True)
+    frames = row.codes.reshape(-1, places)
+    if (frames < starts).any() or (frames >= ends).any():
+        raise RejectedRow("broken_codes", f"a code outside its range, {starts} to {ends}")
+    seconds = len(row.codes) / spec.tokens_per_second
+    check_length(seconds, filters)
+    check_speaking_rate(text, seconds, row.language, filters)
+    return EncodedUtterance(
+        id=row.id,
+        text=text,
+        text_given=row.text,
+        speaker=row.speaker,
+        language=row.language,
+        seconds=seconds,
+        codes=row.codes.astype(spec.code_dtype),
+    )

@@ -7,18 +7,20 @@
 
 A shard carries its own counts and rejects in its Parquet metadata, so the manifest follows from the shards alone
 and a killed run has nothing else to remember. The same inputs give the same bytes. Token ids are not stored:
-one store serves every tokenizer.
+one store serves every tokenizer. A store may lie wherever fsspec reaches (`s3://`, `gs://`, `hf://`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -26,17 +28,22 @@ import pyarrow.parquet as pq
 
 from llasa.codec.base import CodecSpec
 from llasa.errors import UserError
+from llasa.paths import location
 from llasa.provenance import differing_keys, write_atomically, write_json
 from llasa.types import EncodedUtterance
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 PLAN, MANIFEST, REJECTS = "plan.json", "manifest.json", "rejects.jsonl"
+CLAIMS = ".claims"
+"""Folder of the locks of running processes; gone when the store is complete."""
 METADATA_KEY = b"llasa"
+
+T, R = TypeVar("T"), TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Rows ``start`` to ``stop`` of a split of the source, and the file they become."""
+    """Units ``start`` to ``stop`` (rows or files) of a split of the source, and the file they become."""
 
     split: str
     number: int
@@ -59,12 +66,12 @@ class ShardRecord:
     rejects: list[dict[str, str]] = field(default_factory=list)
 
 
-def plan_shards(splits: dict[str, int], shard_rows: int) -> list[Shard]:
-    """Cut each split into shards of ``shard_rows`` source rows, in order."""
+def plan_shards(splits: dict[str, int], units: int) -> list[Shard]:
+    """Cut each split into shards of so many units of the source (rows, or files), in order."""
     return [
-        Shard(split, number, start, min(start + shard_rows, rows))
-        for split, rows in splits.items()
-        for number, start in enumerate(range(0, rows, shard_rows))
+        Shard(split, number, start, min(start + units, count))
+        for split, count in splits.items()
+        for number, start in enumerate(range(0, count, units))
     ]
 
 
@@ -78,22 +85,25 @@ def schema(spec: CodecSpec) -> pa.Schema:
             ("language", pa.string()),
             ("seconds", pa.float32()),
             ("num_codes", pa.int32()),
+            ("row", pa.int64()),
+            ("codes_hash", pa.uint64()),
             ("codes", pa.list_(pa.from_numpy_dtype(np.dtype(spec.code_dtype)))),
         ]
     )
 
 
 def write_shard(
-    root: Path, shard: Shard, spec: CodecSpec, rows: Sequence[EncodedUtterance], rejects: list[dict[str, str]]
+    root: Path,
+    shard: Shard,
+    spec: CodecSpec,
+    rows: Sequence[EncodedUtterance],
+    rejects: list[dict[str, str]],
+    numbers: Sequence[int] | None = None,
 ) -> ShardRecord:
-    """Write a shard atomically. An empty one is written too: it records that its rows were all dropped."""
-    record = ShardRecord(
-        rows=len(rows),
-        seconds=round(sum(row.seconds for row in rows), 3),
-        codes=sum(len(row.codes) for row in rows),
-        languages=sorted({row.language for row in rows}),
-        rejects=rejects,
-    )
+    """Write a shard atomically. An empty one is written too: it records that its rows were all dropped.
+
+    ``numbers`` are those of the rows in the source, ``0 …`` where they are not told.
+    """
     table = pa.table(
         {
             "id": [row.id for row in rows],
@@ -103,10 +113,25 @@ def write_shard(
             "language": [row.language for row in rows],
             "seconds": [row.seconds for row in rows],
             "num_codes": [len(row.codes) for row in rows],
+            "row": list(range(len(rows)) if numbers is None else numbers),
+            "codes_hash": np.array([codes_hash(row.codes) for row in rows], dtype=np.uint64),
             "codes": [row.codes for row in rows],
         },
-        schema=schema(spec).with_metadata({METADATA_KEY: json.dumps(vars(record), ensure_ascii=False).encode()}),
+        schema=schema(spec),
     )
+    return write_table(root, shard, table, rejects)
+
+
+def write_table(root: Path, shard: Shard, table: pa.Table, rejects: list[dict[str, str]]) -> ShardRecord:
+    """Write rows of the store's schema, with their record, as a shard."""
+    record = ShardRecord(
+        rows=len(table),
+        seconds=round(float(table["seconds"].to_numpy().sum(dtype=np.float64)), 3),
+        codes=int(table["num_codes"].to_numpy().sum(dtype=np.int64)),
+        languages=sorted(table["language"].unique().to_pylist()),
+        rejects=rejects,
+    )
+    table = table.replace_schema_metadata({METADATA_KEY: json.dumps(vars(record), ensure_ascii=False).encode()})
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", use_dictionary=["speaker", "language"], row_group_size=1000)
     path = root / shard.file
@@ -115,20 +140,36 @@ def write_shard(
     return record
 
 
+def codes_hash(codes: np.ndarray) -> int:
+    """64 bits that tell one row of codes from another, the same for either width of them."""
+    return int.from_bytes(hashlib.blake2b(codes.astype("<u4").tobytes(), digest_size=8).digest(), "little")
+
+
 def read_shard_record(path: Path) -> ShardRecord:
     """The record inside a shard. Raises ``pa.ArrowInvalid`` or ``OSError`` for a damaged file."""
-    metadata = pq.read_schema(path).metadata or {}
+    with path.open("rb") as file:
+        metadata = pq.read_schema(file).metadata or {}
     if METADATA_KEY not in metadata:
         raise pa.ArrowInvalid("no record in the file's metadata")
     return ShardRecord(**json.loads(metadata[METADATA_KEY]))
 
 
-def shard_is_whole(path: Path) -> bool:
+def in_threads(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """``map``, for many short waits on a file system."""
+    with ThreadPoolExecutor(16) as pool:
+        return list(pool.map(function, items))
+
+
+def whole_record(path: Path) -> ShardRecord | None:
+    """The record inside a shard, none where it is missing or damaged."""
     try:
-        read_shard_record(path)
+        return read_shard_record(path)
     except (OSError, pa.ArrowInvalid):
-        return False
-    return True
+        return None
+
+
+def shard_is_whole(path: Path) -> bool:
+    return whole_record(path) is not None
 
 
 def write_plan(root: Path, plan: dict[str, Any]) -> None:
@@ -140,15 +181,15 @@ def write_plan(root: Path, plan: dict[str, Any]) -> None:
     path = root / PLAN
     if path.is_file():
         existing = read_json(path)
-        differing = sorted(differing_keys(existing, plan))
+        differing = [describe_difference(key, existing, plan) for key in sorted(differing_keys(existing, plan))]
         if differing:
             raise UserError(
                 f"{root} holds a store made with other settings: {', '.join(differing)}",
                 remedy="choose another folder with store=, or delete that one",
             )
         return
-    # A run that was killed while it wrote the plan leaves its temporary file.
-    if root.is_dir() and any(file.name != f".{PLAN}.tmp" for file in root.iterdir()):
+    # A run that was killed while it wrote the plan leaves its temporary file, and its claims.
+    if root.is_dir() and any(not file.name.startswith((f".{PLAN}.", CLAIMS)) for file in root.iterdir()):
         raise UserError(f"{root} is not empty and no token store", remedy="choose another folder with store=")
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -157,6 +198,24 @@ def write_plan(root: Path, plan: dict[str, Any]) -> None:
         raise UserError(
             f"cannot write to {root}: {error.strerror}", remedy="choose another folder with store="
         ) from None
+
+
+def describe_difference(key: str, old: dict[str, Any], new: dict[str, Any]) -> str:
+    """`filters.max_seconds (30.0 there, 20.0 now)`: a key of the plan in the words of the config."""
+
+    def value(plan: dict[str, Any]) -> Any:
+        for part in key.split("."):
+            plan = plan.get(part, "nothing") if isinstance(plan, dict) else "nothing"
+        return plan
+
+    if key == "source.fingerprint":
+        return "the corpus (its files have changed)"
+    name = {"source": "dataset", "language": "lang"}.get(key.partition(".")[0], key.partition(".")[0])
+    rest = key.partition(".")[1] + key.partition(".")[2]
+    before, now = value(old), value(new)
+    if isinstance(before, dict | list) or isinstance(now, dict | list):
+        return f"{name}{rest}"
+    return f"{name}{rest} ({before} there, {now} now)"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -173,7 +232,7 @@ def write_manifest(
     root: Path, shards: Sequence[Shard], plan: dict[str, Any], provenance: dict[str, Any]
 ) -> dict[str, Any]:
     """Write `rejects.jsonl` and then `manifest.json`, both from the shards' own records."""
-    records = [(shard, read_shard_record(root / shard.file)) for shard in shards]
+    records = list(zip(shards, in_threads(lambda shard: read_shard_record(root / shard.file), shards), strict=True))
     lines = [
         json.dumps({"split": shard.split, **reject}, ensure_ascii=False) + "\n"
         for shard, record in records
@@ -214,7 +273,7 @@ class TokenStore:
 
     def __init__(self, root: str | Path, command: str = "python preprocess.py lang=…") -> None:
         """``command`` makes such a store; it is shown where there is none."""
-        self.root = Path(root)
+        self.root = location(root)
         if not (self.root / MANIFEST).is_file():
             unfinished = (self.root / PLAN).is_file()
             raise UserError(
@@ -229,8 +288,8 @@ class TokenStore:
                 remedy="make it again with preprocess.py",
             )
         self.codec = CodecSpec.from_dict(self.manifest["codec"])
-        for file in self.files():
-            self._check(file)
+        files = self.files()
+        self._num_rows = dict(zip(files, in_threads(self._check, files), strict=True))
 
     @property
     def splits(self) -> list[str]:
@@ -261,7 +320,7 @@ class TokenStore:
 
         columns = [name for name in schema(self.codec).names if name != "text_given"]
         # `datasets` cannot read a Parquet file without rows.
-        files = [str(file) for file in self.files(split) if pq.read_metadata(file).num_rows]
+        files = [str(file) for file in self.files(split) if self._num_rows[file]]
         progress = datasets.is_progress_bar_enabled()
         datasets.disable_progress_bars()
         try:
@@ -270,14 +329,15 @@ class TokenStore:
             if progress:
                 datasets.enable_progress_bars()
 
-    def _check(self, file: Path) -> None:
+    def _check(self, file: Path) -> int:
+        """The number of rows of a shard that is whole."""
         remedy = "delete that file and run preprocess.py again: it makes only what is missing"
         try:
-            parquet = pq.ParquetFile(file)
+            with file.open("rb") as handle:
+                metadata = pq.read_metadata(handle)
         except (OSError, pa.ArrowInvalid) as error:
             reason = "is missing" if isinstance(error, FileNotFoundError) else f"is damaged ({error})"
             raise UserError(f"shard {file} {reason}", remedy=remedy) from None
-        metadata = parquet.metadata
         columns = range(metadata.num_columns)
         leaf = next((i for i in columns if metadata.schema.column(i).path.startswith("codes.")), None)
         if leaf is None:
@@ -290,3 +350,4 @@ class TokenStore:
                     f"{self.codec.codebook_size - 1}",
                     remedy=remedy,
                 )
+        return metadata.num_rows

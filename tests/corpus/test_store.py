@@ -16,6 +16,7 @@ from llasa.corpus.store import (
     FORMAT_VERSION,
     Shard,
     TokenStore,
+    codes_hash,
     differing_keys,
     plan_shards,
     read_shard_record,
@@ -106,8 +107,9 @@ def test_rows_come_back_as_they_were(tmp_path, spec, dtype):
     shard = Shard("train", 0, 0, 45)
     record = write_shard(tmp_path, shard, spec, rows, [])
     table = pq.read_table(tmp_path / shard.file)
-    # The contract's columns, in its order, and two of our own.
-    assert [name for name in table.column_names if name not in ("text_given", "num_codes")] == [
+    # The contract's columns, in its order, and four of our own.
+    ours = ("text_given", "num_codes", "row", "codes_hash")
+    assert [name for name in table.column_names if name not in ours] == [
         "id", "text", "speaker", "language", "seconds", "codes",
     ]  # fmt: skip
     assert table.schema.field("codes").type.value_type == pa.from_numpy_dtype(dtype)
@@ -115,6 +117,8 @@ def test_rows_come_back_as_they_were(tmp_path, spec, dtype):
     for stored, row in zip(table.to_pylist(), rows, strict=True):
         np.testing.assert_array_equal(stored.pop("codes"), row.codes)
         assert stored.pop("num_codes") == len(row.codes)
+        assert stored.pop("row") == int(row.id.partition("-")[2])
+        assert stored.pop("codes_hash") == codes_hash(row.codes.astype(np.uint32)) != 0
         assert stored.pop("seconds") == pytest.approx(row.seconds)
         assert stored == {key: getattr(row, key) for key in ("id", "text", "text_given", "speaker", "language")}
     assert record.codes == sum(len(row.codes) for row in rows) > 500
@@ -309,15 +313,16 @@ def test_the_same_plan_is_accepted_again(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "keys"),
     [
-        ({"shard_rows": 5}, "shard_rows"),
+        ({"shard_rows": 5}, "shard_rows (4 there, 5 now)"),
         (
             {"source": {"name": "b", "rows": {"train": 4}}, "shard_rows": 1},
-            "shard_rows, source.name, source.rows.train",
+            "shard_rows (4 there, 1 now), dataset.name (a there, b now), dataset.rows.train (3 there, 4 now)",
         ),
-        ({"source": {"name": "a", "rows": {"train": 3, "test": 1}}}, "source.rows.test"),
+        ({"source": {"name": "a", "rows": {"train": 3, "test": 1}}}, "dataset.rows.test (nothing there, 1 now)"),
+        ({"source": {"name": "a", "rows": {"train": 3}, "fingerprint": "f"}}, "the corpus (its files have changed)"),
         (
             {"codec": SMALL.to_dict() | {"codebook_size": 200, "fingerprint": "t"}},
-            "codec.codebook_size, codec.fingerprint",
+            "codec.codebook_size (100 there, 200 now), codec.fingerprint (s there, t now)",
         ),
         ({"filters": {"min_peak": 0.1}}, "filters"),
     ],
@@ -357,9 +362,10 @@ def test_an_empty_folder_is_taken(tmp_path):
 
 
 def test_a_run_killed_while_it_wrote_the_plan_is_continued(tmp_path):
-    (tmp_path / ".plan.json.tmp").write_bytes(b'{"codec": {"na')
+    (tmp_path / ".plan.json.0a1b2c3d4e5f.tmp").write_bytes(b'{"codec": {"na')
+    (tmp_path / ".claims").mkdir()
     write_plan(tmp_path, PLAN)
-    assert list(contents(tmp_path)) == ["plan.json"]
+    assert json.loads((tmp_path / "plan.json").read_bytes()) == PLAN
 
 
 def test_a_damaged_plan_is_refused(tmp_path):

@@ -1,0 +1,308 @@
+"""How fast a corpus becomes a token store, against the origin's way; prints one JSON.
+
+    python experiments/benchmarks/preprocess.py [--output FILE.json] [--only NAME …]
+
+Ratios are taken within one run, the two sides in turn, because machines are noisy. The origin (create_dataset.py of
+the Llasagna post) reads and encodes one clip at a time and writes rows of 2,048 int32 tokens. Everything is made up
+from a seed: recordings of log-normal length, mean 10 s. With a CUDA device the codec is XCodec2 at its full size, with
+random weights; without, a tiny one of the same architecture, and Codec2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+ORIGIN_ROW_BYTES = 2048 * 4
+MEAN_SECONDS, SIGMA = 10.0, 0.5
+
+
+def lengths(count: int, seed: int = 0) -> np.ndarray:
+    """Seconds of ``count`` clips: log-normal, mean 10, within the default filters."""
+    rng = np.random.default_rng(seed)
+    return np.clip(rng.lognormal(np.log(MEAN_SECONDS) - SIGMA**2 / 2, SIGMA, count), 0.5, 29.0)
+
+
+def clip(seconds: float, seed: int, rate: int) -> np.ndarray:
+    """Noise of changing loudness: no codec here is quicker for real speech."""
+    rng = np.random.default_rng(seed)
+    samples = int(seconds * rate)
+    loudness = np.repeat(rng.uniform(0.01, 0.3, samples // 1600 + 1), 1600)[:samples]
+    return (rng.standard_normal(samples) * loudness).astype(np.float32)
+
+
+def write_corpus(folder: Path, count: int, rate: int = 24_000) -> float:
+    """A folder corpus of FLAC files; the seconds of audio."""
+    import soundfile
+
+    folder.mkdir(parents=True)
+    lines = ["file_name,text,speaker"]
+    total = 0.0
+    for index, seconds in enumerate(lengths(count)):
+        soundfile.write(folder / f"{index}.flac", clip(seconds, index, rate), rate)
+        words = " ".join(["parola"] * max(1, round(seconds * 2)))
+        lines.append(f"{index}.flac,{words} {index},s{index % 7}")
+        total += int(seconds * rate) / rate
+    (folder / "metadata.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return total
+
+
+def alternate(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median seconds of each side, run in turn so that a slow minute of the machine meets all of them."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(repeats):
+        for name, function in sides.items():
+            begin = time.perf_counter()
+            function()
+            times[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def codec(name: str, workspace: Path, **options: Any) -> Any:
+    """codec2, tiny (an XCodec2 of 1/1000 of the size) or full (XCodec2, random weights)."""
+    if name == "codec2":
+        from llasa.codec.codec2 import Codec2
+
+        return Codec2()
+    from llasa.codec.xcodec2 import XCodec2
+
+    folder = workspace / f"xcodec2-{name}"
+    if not folder.exists():
+        if name == "tiny":
+            from tests.codec.tiny_xcodec2 import save_tiny_xcodec2
+
+            save_tiny_xcodec2(folder)
+        else:
+            import torch
+            from transformers import Xcodec2Config, Xcodec2Model
+
+            torch.manual_seed(0)
+            Xcodec2Model(Xcodec2Config()).save_pretrained(folder)
+    return XCodec2(checkpoint=str(folder), **options)
+
+
+def batched(workspace: Path) -> dict[str, Any]:
+    """Batched against one clip at a time: the same clips, the same codec, decoded already."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    count = 512 if cuda else 48
+    clips = [clip(seconds, index, 16_000) for index, seconds in enumerate(lengths(count))]
+    seconds = sum(len(waveform) for waveform in clips) / 16_000
+    results = {}
+    for precision in ("fp32", "bf16") if cuda else ("fp32",):
+        built = codec("full" if cuda else "tiny", workspace, precision=precision)
+        alone_clips = clips[:48]
+        alone_seconds = sum(len(waveform) for waveform in alone_clips) / 16_000
+
+        def alone(clips: list[np.ndarray] = alone_clips, built: Any = built) -> list[np.ndarray]:
+            return [built.encode([waveform])[0] for waveform in clips]
+
+        def together(clips: list[np.ndarray] = clips, built: Any = built) -> list[np.ndarray]:
+            return built.encode(clips)
+
+        same = all(np.array_equal(a, b) for a, b in zip(alone(), together(), strict=False))
+        took = alternate({"one by one": alone, "batched": together}, 3)
+        real_time = {"one by one": alone_seconds / took["one by one"], "batched": seconds / took["batched"]}
+        results[precision] = {
+            "codec": "full" if cuda else "tiny",
+            "clips": count,
+            "audio_seconds": round(seconds, 1),
+            "times_real_time": {name: round(value, 1) for name, value in real_time.items()},
+            "ratio": round(real_time["batched"] / real_time["one by one"], 2),
+            "codes_equal": same,
+        }
+        if cuda:
+            results[precision]["peak_gpu_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 1)
+    return results
+
+
+def pipeline(workspace: Path) -> dict[str, Any]:
+    """The whole of preprocess.py (read, decode, resample, check, encode, write) over the codec's own time."""
+    import torch
+
+    from llasa.config import FiltersConfig
+    from llasa.corpus.encode import make_shards
+    from llasa.corpus.filters import prepare
+    from llasa.corpus.folder import FolderSource
+    from llasa.corpus.store import plan_shards
+
+    cuda = torch.cuda.is_available()
+    count = 512 if cuda else 96
+    corpus = workspace / "corpus"
+    seconds = write_corpus(corpus, count)
+    source = FolderSource(path=str(corpus), language="it")
+    filters = FiltersConfig()
+    results = {}
+    for name in ("full",) if cuda else ("codec2", "tiny"):
+        built = codec(name, workspace)
+        rate = built.spec.sample_rate
+        prepared = [prepare(source.row("train", index), rate, filters).waveform for index in range(count)]
+        shards = plan_shards(source.splits(), count // 4)
+
+        def whole(built: Any = built, shards: Any = shards) -> None:
+            store = workspace / "store"
+            shutil.rmtree(store, ignore_errors=True)
+            make_shards(store, shards, source, built, filters, threads=max(2, (os.cpu_count() or 2) // 2))
+
+        def alone(built: Any = built, prepared: Any = prepared) -> None:
+            for part in range(4):
+                built.encode(prepared[part * count // 4 : (part + 1) * count // 4])
+
+        took = alternate({"pipeline": whole, "codec": alone}, 3)
+        results[name] = {
+            "clips": count,
+            "pipeline_over_codec": round(took["pipeline"] / took["codec"], 3),
+            "pipeline_times_real_time": round(seconds / took["pipeline"], 1),
+            "codec_times_real_time": round(seconds / took["codec"], 1),
+        }
+        size = sum(file.stat().st_size for file in (workspace / "store").rglob("*.parquet"))
+        if name != "codec2":
+            results[name]["store_bytes_per_second"] = round(size / seconds, 1)
+            results[name]["origin_bytes_per_second"] = round(ORIGIN_ROW_BYTES * count / seconds, 1)
+            results[name]["store_over_origin"] = round(size / (ORIGIN_ROW_BYTES * count), 3)
+    return results
+
+
+def command(corpus: Path, store: Path, *overrides: str) -> list[str]:
+    return [
+        sys.executable, str(ROOT / "preprocess.py"), "dataset=folder", f"dataset.path={corpus}", "lang=it",
+        "codec=codec2", f"store={store}", "shard_rows=32", *overrides,
+    ]  # fmt: skip
+
+
+def memory(workspace: Path) -> dict[str, Any]:
+    """Peak resident memory of preprocess.py, in a process of its own, for corpora of different sizes."""
+    results = {}
+    for count in (100, 400, 1600):
+        corpus = workspace / f"corpus-{count}"
+        write_corpus(corpus, 100)
+        lines = (corpus / "metadata.csv").read_text(encoding="utf-8").splitlines()
+        (corpus / "metadata.csv").write_text("\n".join([lines[0], *lines[1:] * (count // 100)]), encoding="utf-8")
+        process = subprocess.Popen(command(corpus, workspace / f"store-{count}", "filters.duplicates=off"))
+        _, status, usage = os.wait4(process.pid, 0)
+        assert status == 0, f"preprocess.py ended with {status}"
+        results[f"{count} clips"] = {"peak_mb": round(usage.ru_maxrss / 1024)}
+        shutil.rmtree(corpus)
+    peaks = [entry["peak_mb"] for entry in results.values()]
+    return results | {"growth_16x_corpus": round(peaks[-1] / peaks[0], 2)}
+
+
+def workers(workspace: Path) -> dict[str, Any]:
+    """Two processes against one, on the CPU; the start-up of both is taken off by a corpus without work."""
+    corpus, tiny = workspace / "corpus-w", workspace / "corpus-0"
+    seconds = write_corpus(corpus, 400)
+    write_corpus(tiny, 2)
+
+    def run(folder: Path, count: int) -> Callable[[], None]:
+        def once() -> None:
+            store = workspace / "store-w"
+            shutil.rmtree(store, ignore_errors=True)
+            options = [f"runner.workers={count}", "decode_threads=1"]
+            subprocess.run(command(folder, store, *options), check=True, capture_output=True)
+
+        return once
+
+    sides = {f"{folder.name} {count}": run(folder, count) for folder in (corpus, tiny) for count in (1, 2)}
+    took = alternate(sides, 3)
+    one, two = took["corpus-w 1"], took["corpus-w 2"]
+    net_one, net_two = one - took["corpus-0 1"], two - took["corpus-0 2"]
+    return {
+        "audio_seconds": round(seconds),
+        "seconds": {name: round(value, 2) for name, value in took.items()},
+        "two_over_one": round(one / two, 2),
+        "two_over_one_without_start": round(net_one / net_two, 2),
+    }
+
+
+def million_rows(workspace: Path) -> dict[str, Any]:
+    """A store of a million rows: the time to open it (every shard is checked), and to have its rows."""
+    from llasa.codec.base import CodecSpec
+    from llasa.corpus.store import Shard, TokenStore, plan_shards, write_manifest, write_plan, write_shard
+    from llasa.types import EncodedUtterance
+
+    spec = CodecSpec("made-up", "0", 16_000, 50.0, 65_536, ((0, 65_536),))
+    store = workspace / "million"
+    rng = np.random.default_rng(0)
+    rows = [
+        EncodedUtterance(
+            str(i), "una frase di prova " * 8, "Una frase di prova. " * 8, "s", "it", 10.0,
+            rng.integers(0, 65_536, 500).astype(np.uint16),
+        )
+        for i in range(1000)
+    ]  # fmt: skip
+    plan = {"codec": spec.to_dict(), "source": {"name": "made up"}}
+    shards = plan_shards({"train": 1_000_000}, 1000)
+    write_plan(store, plan)
+    write_shard(store, Shard("train", 0, 0, 1000), spec, rows, [])
+    for shard in shards[1:]:
+        os.link(store / shards[0].file, store / shard.file)
+    begin = time.perf_counter()
+    write_manifest(store, shards, plan, {})
+    manifest = time.perf_counter() - begin
+    opening = alternate({"open": lambda: TokenStore(store)}, 5)["open"]
+    return {"rows": 1_000_000, "shards": len(shards), "open_seconds": round(opening, 2),
+            "manifest_seconds": round(manifest, 2)}  # fmt: skip
+
+
+MEASUREMENTS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "batched": batched,
+    "pipeline": pipeline,
+    "memory": memory,
+    "workers": workers,
+    "million_rows": million_rows,
+}
+
+
+def machine() -> dict[str, Any]:
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {
+        "gpu": device,
+        "cpu": platform.machine(),
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, help="also write the JSON here")
+    parser.add_argument("--only", nargs="+", choices=MEASUREMENTS, default=list(MEASUREMENTS))
+    arguments = parser.parse_args()
+
+    from llasa.provenance import git_commit
+
+    report: dict[str, Any] = {"commit": git_commit(), "machine": machine()}
+    with tempfile.TemporaryDirectory(prefix="llasa-bench-") as folder:
+        for name in arguments.only:
+            print(f"{name} …", file=sys.stderr)
+            report[name] = MEASUREMENTS[name](Path(folder))
+    report["peak_mb_of_this_process"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    text = json.dumps(report, indent=2)
+    print(text)
+    if arguments.output:
+        arguments.output.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
