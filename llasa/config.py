@@ -435,7 +435,9 @@ class PreprocessConfig:
     retry: bool = False
     """Make the shards again in which rows were rejected because their audio was missing or unreadable."""
     decode_threads: int = 2
-    """Threads of each process that read and decode audio ahead of the codec."""
+    """Threads of each process that read and decode audio ahead of the codec, where no processes do."""
+    decode_processes: int | None = None
+    """Processes that decode for each that encodes; none = up to eight for each GPU, 0 (threads) on the CPU."""
     verify: bool = False
     """Proof-read the finished store instead of making it: decode a sample of rows and compare it with the corpus."""
     asr: str | None = None
@@ -448,6 +450,8 @@ class PreprocessConfig:
     def __post_init__(self) -> None:
         require(self.shard_rows >= 1, "shard_rows", self.shard_rows, "use 1 or more")
         require(self.decode_threads >= 1, "decode_threads", self.decode_threads, "use 1 or more")
+        if self.decode_processes is not None:
+            require(self.decode_processes >= 0, "decode_processes", self.decode_processes, "use 0 or more, or null")
         if self.shards is not None:
             require(is_range(self.shards), "shards", self.shards, "use a range such as 0-99, or a part such as 2/8")
 

@@ -514,6 +514,13 @@ VALIDATORS: list[tuple[type, dict[str, Any], str, list[dict[str, Any]], list[dic
         [{"shards": text} for text in ("", "all", "9-3", "0/8", "9/8", "-3", "1-", "1-2-3", "½", "1/2/3", "1 - 2")],
     ),
     (schemas.PreprocessConfig, {}, "decode_threads", [{"decode_threads": 1}], [{"decode_threads": 0}]),
+    (
+        schemas.PreprocessConfig,
+        {},
+        "decode_processes",
+        [{"decode_processes": None}, {"decode_processes": 0}, {"decode_processes": 8}],
+        [{"decode_processes": -1}],
+    ),
     (schemas.VerifyConfig, {}, "verification.rows", [{"rows": 1}, {"rows": 128}], [{"rows": 0}, {"rows": 129}]),
     (schemas.VerifyConfig, {}, "verification.seed", [{"seed": 0}, {"seed": 2**32 - 1}], [{"seed": -1}]),
     (

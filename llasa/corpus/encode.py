@@ -1,20 +1,26 @@
 """The work of one process on a store: read, decode, check, encode, write, shard after shard.
 
-    source ─reader thread─► fetch ─decode threads─► bounded queue ─this thread─► codec ─► shard
+    source ─reader thread─► decode threads or processes ─► bounded queue ─this thread─► codec ─► shard
 
 The reader takes rows in order and runs on into the next shard while this thread drives the codec, so the codec
-waits only for the first rows. libsndfile, soxr and torch release the interpreter lock, hence threads. The codec sees
-pieces of ``PIECE_SECONDS`` of audio, within a shard: the fuller they are, the fuller its batches. Memory: a piece
-(230 MB at 16 kHz), the rows ahead of it (at most ``READ_AHEAD``) and the codes of a shard, whatever the corpus.
+waits only for the first rows. Threads start at once, but a good part of decoding holds the interpreter lock, which the
+thread that drives the codec then waits for at its next call; a GPU is fed by processes. The codec sees pieces of
+``PIECE_SECONDS`` of audio, within a shard: the fuller they are, the fuller its batches. Memory: a piece (230 MB at
+16 kHz), the rows ahead of it (at most ``READ_AHEAD``) and the codes of a shard, whatever the corpus.
 """
 
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
+import os
 import queue
+import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +28,9 @@ from llasa.codec.base import Codec, CodecSpec
 from llasa.config import FiltersConfig
 from llasa.corpus.claims import Claim, claim
 from llasa.corpus.filters import check_length, check_speaking_rate, checked_text, prepare
-from llasa.corpus.sources import EncodedRow, Fetch, Source
+from llasa.corpus.sources import EncodedRow, Fetch, Source, SourceRow
 from llasa.corpus.store import Shard, shard_is_whole, write_shard
-from llasa.errors import RejectedRow
+from llasa.errors import RejectedRow, UserError
 from llasa.provenance import remove_temporary
 from llasa.types import EncodedUtterance, Utterance
 
@@ -45,11 +51,28 @@ def make_shards(
     codec: Codec,
     filters: FiltersConfig,
     threads: int,
+    processes: int = 0,
     on_rows: Callable[[int], object] = lambda count: None,
 ) -> None:
     """Make those of ``shards`` that are missing and that no other process is making, then wait for the others' and
-    make what they left. ``on_rows`` is called with the number of source rows that are done."""
-    pipeline = Pipeline(source, codec.spec, filters, threads)
+    make what they left. ``on_rows`` is called with the number of source rows that are done.
+
+    Raises:
+        UserError: one of the ``processes`` that decode died.
+    """
+    try:
+        with decode_pool(threads, processes) as pool:
+            make_with(Pipeline(source, codec.spec, filters, pool), root, shards, codec, on_rows)
+    except BrokenExecutor:
+        raise UserError(
+            "a process that decodes died, most often for lack of memory",
+            remedy="use fewer decode_processes; the same command goes on",
+        ) from None
+
+
+def make_with(
+    pipeline: Pipeline, root: Path, shards: Iterable[Shard], codec: Codec, on_rows: Callable[[int], object]
+) -> None:
     taken: list[Shard] = []
 
     def make(claims: Iterable[tuple[Shard, Claim | None]]) -> None:
@@ -77,11 +100,31 @@ def to_make(
             yield shard, mine
 
 
+def decode_pool(threads: int, processes: int) -> Executor:
+    """So many processes, or where there are none, threads."""
+    if not processes:
+        return ThreadPoolExecutor(threads, thread_name_prefix="decode")
+    context = multiprocessing.get_context("spawn")  # a forked process would inherit CUDA and other threads' locks
+    return ProcessPoolExecutor(processes, mp_context=context, initializer=_watch_parent, initargs=(os.getpid(),))
+
+
+def _watch_parent(parent: int) -> None:
+    """In a decoding process: Ctrl-C is the parent's affair, and without it there is nothing to do."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 class Pipeline:
     """Rows prepared ahead of the codec by a bounded number, in order, from one shard into the next."""
 
-    def __init__(self, source: Source, spec: CodecSpec, filters: FiltersConfig, threads: int) -> None:
-        self.source, self.spec, self.filters, self.threads = source, spec, filters, threads
+    def __init__(self, source: Source, spec: CodecSpec, filters: FiltersConfig, pool: Executor) -> None:
+        self.source, self.spec, self.filters, self.pool = source, spec, filters, pool
 
     def run(
         self, shards: Iterator[tuple[Shard, Claim]]
@@ -93,7 +136,7 @@ class Pipeline:
 
         def read() -> None:
             try:
-                self._read(shards, pool, lambda item: _put(waiting, item, stopped), ahead, stopped)
+                self._read(shards, lambda item: _put(waiting, item, stopped), ahead, stopped)
             except _Stopped:
                 pass
             except BaseException as error:  # shown in the thread that waits for the rows
@@ -105,26 +148,24 @@ class Pipeline:
                 number, future = item
                 yield number, future.result()
 
-        with ThreadPoolExecutor(self.threads, thread_name_prefix="decode") as pool:
-            reader = threading.Thread(target=read, name="read", daemon=True)
-            reader.start()
-            try:
-                while (item := _raised(waiting.get())) is not _END:
-                    yield *item, rows()
-                    ahead.release()
-            finally:
-                stopped.set()
-                reader.join()
-                for item in waiting.queue:
-                    if isinstance(item, tuple) and isinstance(item[1], Future):
-                        item[1].cancel()
-                    elif isinstance(item, tuple):
-                        item[1].release()
+        reader = threading.Thread(target=read, name="read", daemon=True)
+        reader.start()
+        try:
+            while (item := _raised(waiting.get())) is not _END:
+                yield *item, rows()
+                ahead.release()
+        finally:
+            stopped.set()
+            reader.join()
+            for item in waiting.queue:
+                if isinstance(item, tuple) and isinstance(item[1], Future):
+                    item[1].cancel()
+                elif isinstance(item, tuple):
+                    item[1].release()
 
     def _read(
         self,
         shards: Iterator[tuple[Shard, Claim]],
-        pool: ThreadPoolExecutor,
         put: Callable[[Any], None],
         ahead: threading.Semaphore,
         stopped: threading.Event,
@@ -138,21 +179,41 @@ class Pipeline:
             put(claimed)
             shard = claimed[0]
             for number, fetch in self.source.rows(shard.split, shard.start, shard.stop):
-                put((number, pool.submit(self._prepare, fetch, f"row {number} of {shard.file}")))
+                put((number, self._submit(fetch, f"row {number} of {shard.file}")))
             put(_END)
         put(_END)
 
-    def _prepare(self, fetch: Fetch, name: str) -> Prepared:
-        try:
-            row = fetch()
-            if isinstance(row, EncodedRow):
-                return check_encoded(row, self.spec, self.filters)
-            return prepare(row, self.spec.sample_rate, self.filters)
-        except RejectedRow as reason:
-            return reason
-        except Exception as error:
-            error.add_note(f"in {name}")
-            raise
+    def _submit(self, fetch: Fetch, name: str) -> Future[Prepared]:
+        if isinstance(self.pool, ProcessPoolExecutor):
+            # The source stays here, its row is sent: a path, or the bytes of a file.
+            try:
+                fetch = partial(_itself, fetch())
+            except RejectedRow as reason:
+                refused: Future[Prepared] = Future()
+                refused.set_result(reason)
+                return refused
+            except Exception as error:
+                error.add_note(f"in {name}")
+                raise
+        return self.pool.submit(prepared, fetch, self.spec, self.filters, name)
+
+
+def _itself(row: SourceRow | EncodedRow) -> SourceRow | EncodedRow:
+    return row
+
+
+def prepared(fetch: Fetch, spec: CodecSpec, filters: FiltersConfig, name: str) -> Prepared:
+    """A row as the codec takes it, or why it does not. A bug's message gets the row's name."""
+    try:
+        row = fetch()
+        if isinstance(row, EncodedRow):
+            return check_encoded(row, spec, filters)
+        return prepare(row, spec.sample_rate, filters)
+    except RejectedRow as reason:
+        return reason
+    except Exception as error:
+        error.add_note(f"in {name}")
+        raise
 
 
 class _Stopped(Exception):

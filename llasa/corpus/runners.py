@@ -50,7 +50,8 @@ class Job:
 
     def make(self, source: Source, codec: Codec, on_rows: Callable[[int], object]) -> None:
         config = self.config
-        make_shards(self.root, self.shards, source, codec, config.filters, config.decode_threads, on_rows)
+        processes = num_decode_processes(config)
+        make_shards(self.root, self.shards, source, codec, config.filters, config.decode_threads, processes, on_rows)
 
     def progress(self) -> tqdm:
         by_rows = self.plan["unit"] == "row"
@@ -73,6 +74,15 @@ def num_local_workers(config: PreprocessConfig) -> int:
     if config.runner.workers is not None:
         return config.runner.workers
     return max(1, len(visible_cuda_devices())) if config.codec.get("device", "cpu") != "cpu" else 1
+
+
+def num_decode_processes(config: PreprocessConfig) -> int:
+    """``decode_processes``, by default up to eight for each GPU, and none beside a codec on the CPU."""
+    if config.decode_processes is not None:
+        return config.decode_processes
+    if config.codec.get("device", "cpu") == "cpu" or not visible_cuda_devices():
+        return 0
+    return max(1, min(8, (os.cpu_count() or 2) // num_local_workers(config) - 1))
 
 
 def run_processes(job: Job, workers: int, on_rows: Callable[[int], object]) -> None:
