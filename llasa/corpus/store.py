@@ -210,7 +210,9 @@ def describe_difference(key: str, old: dict[str, Any], new: dict[str, Any]) -> s
 
     if key == "source.fingerprint":
         return "the corpus (its files have changed)"
-    name = {"source": "dataset", "language": "lang"}.get(key.partition(".")[0], key.partition(".")[0])
+    name = {"source": "dataset", "language": "lang", "encoding": "codec"}.get(
+        key.partition(".")[0], key.partition(".")[0]
+    )
     rest = key.partition(".")[1] + key.partition(".")[2]
     before, now = value(old), value(new)
     if isinstance(before, dict | list) or isinstance(now, dict | list):

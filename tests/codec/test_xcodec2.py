@@ -212,6 +212,16 @@ def test_bad_options_are_the_users_error(folder, options, message):
         XCodec2(checkpoint=str(folder), device="cpu", **options)
 
 
+def test_on_a_cpu_every_clip_goes_alone_unless_asked_otherwise(folder):
+    clips = [noise(length, seed) for seed, length in enumerate((3_000, 3_100, 40_000, 3_200, 41_000))]
+    auto = XCodec2(checkpoint=str(folder), device="cpu", batch_seconds="auto")
+    assert [len(indices) for _, indices in auto._batches([50, 50, 150, 50, 150])] == [1] * 5
+    batched = XCodec2(checkpoint=str(folder), device="cpu", batch_seconds=60)
+    assert sorted(len(indices) for _, indices in batched._batches([50, 50, 150, 50, 150])) == [2, 3]
+    for mine, theirs in zip(auto.encode(clips), batched.encode(clips), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
 @pytest.mark.parametrize(
     ("clips", "remedy"), [(6, r"use codec\.batch_seconds=30 or less"), (1, r"or leave such long clips out")]
 )

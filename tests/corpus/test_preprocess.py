@@ -22,6 +22,7 @@ from llasa.corpus.store import TokenStore
 from llasa.entry import compose_config
 from llasa.errors import UserError
 from llasa.text import spoken_form
+from tests.codec.tiny_xcodec2 import save_tiny_xcodec2
 from tests.corpus.recordings import (
     audio_bytes,
     speech_like,
@@ -245,6 +246,30 @@ def test_recordings_that_vanish_at_the_lower_rate_are_refused_even_without_a_lea
     write_audio(tmp_path / "corpus" / "wavs" / "clip-0001.wav", np.ones(2), 96_000)
     make_store(tmp_path / "corpus", tmp_path / "store", "filters.min_seconds=0")
     assert [(line["row"], line["reason"]) for line in rejects(tmp_path / "store")] == [("1", "empty_audio")]
+
+
+def test_a_store_tells_its_precision_and_how_far_it_is_from_exact(tmp_path):
+    corpus = write_folder_corpus(tmp_path / "corpus", 6, seed=2, seconds=1.0)
+    checkpoint = save_tiny_xcodec2(tmp_path / "xcodec2")
+
+    def make(precision: str, store: str) -> dict:
+        options = ["dataset=folder", f"dataset.path={corpus}", "lang=it", ANY_RATE, f"store={tmp_path / store}"]
+        codec = [f"codec.checkpoint={checkpoint}", "codec.device=cpu", f"codec.precision={precision}"]
+        return preprocess(compose_config("preprocess", [*options, "codec=xcodec2", *codec]))
+
+    coarse, exact = make("bf16", "coarse"), make("fp32", "exact")
+    assert exact["provenance"]["encoding"] == {"precision": "fp32"}
+    told = coarse["provenance"]["encoding"]
+    assert told["precision"] == "bf16"
+    pairs = zip(stored_rows(tmp_path / "coarse"), stored_rows(tmp_path / "exact"), strict=True)
+    equal = np.concatenate([np.equal(one["codes"], other["codes"]) for one, other in pairs])
+    assert told["agreement"]["clips"] == 6
+    assert told["agreement"]["equal_to_fp32"] == pytest.approx(equal.mean())
+    assert 0.5 < equal.mean() < 1
+    assert told["agreement"]["equal_in_another_order"] == 1.0
+    assert coarse["codec"] == exact["codec"]
+    with pytest.raises(UserError, match=r"other settings: codec\.precision \(bf16 there, fp32 now\)"):
+        make("fp32", "coarse")
 
 
 # --- again, and on after an end --------------------------------------------------------------------------------------
