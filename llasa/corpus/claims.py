@@ -12,6 +12,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from llasa.corpus.store import CLAIMS
 from llasa.paths import is_local
 
@@ -19,20 +21,18 @@ from llasa.paths import is_local
 class Claim:
     """The right to make one thing in a store; release it with :meth:`release`, in any thread."""
 
-    def __init__(self, lock: object | None) -> None:
+    def __init__(self, lock: FileLock | None) -> None:
         self._lock = lock
 
     def release(self) -> None:
         if self._lock is not None:
-            self._lock.release()  # type: ignore[attr-defined]
+            self._lock.release()
 
 
 def claim(root: Path, name: str, *, wait: bool = False) -> Claim | None:
     """Claim ``name`` in the store at ``root``; none where another process holds it and ``wait`` is false."""
     if not is_local(root):
         return Claim(None)
-    from filelock import FileLock, Timeout
-
     file = root / CLAIMS / f"{name.replace('/', '-')}.lock"
     file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(file, thread_local=False)
