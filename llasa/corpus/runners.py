@@ -29,7 +29,7 @@ from llasa.corpus.encode import make_shards
 from llasa.corpus.sources import Source
 from llasa.corpus.store import Shard, shard_is_whole
 from llasa.device import visible_cuda_devices
-from llasa.errors import UserError
+from llasa.errors import UserError, first_line
 from llasa.paths import location
 from llasa.provenance import differing_keys
 
@@ -203,7 +203,7 @@ def run_ray(job: Job, source: Source, codec: Codec) -> None:
             )
         except ConnectionError as error:
             raise UserError(
-                f"runner.address={runner.address}: {' '.join(str(error).split())[:200]}",
+                f"runner.address={runner.address}: {first_line(error).partition('. ')[0]}",
                 remedy="start a cluster with `ray start --head`, or use runner.address=null",
             ) from None
     try:
