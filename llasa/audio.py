@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llasa.errors import RejectedRow, UserError
+from llasa.errors import RejectedRow, UserError, first_line
 
 MAX_SECONDS = 3600.0
 """Longer files are refused before they are decoded, so a forged header cannot exhaust the memory."""
@@ -112,9 +112,9 @@ def fetch(place: Path) -> bytes:
     except (FileNotFoundError, IsADirectoryError):
         raise RejectedRow("missing_audio", f"no file at {shown(place)}") from None
     except Exception as error:  # each file system has its own
-        why = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise UserError(
-            f"cannot read {place}: {why}", remedy="check the network and the rights, then run the same command again"
+            f"cannot read {place}: {first_line(error)}",
+            remedy="check the network and the rights, then run the same command again",
         ) from error
 
 

@@ -75,7 +75,7 @@ def entry(root: str) -> Callable[[Callable[[Any], Any]], Callable[[], None]]:
                 if error.filename is None or error.errno not in UNUSABLE_PATH:
                     raise
                 fail(UserError(f"cannot use {error.filename}: {error.strerror}", remedy="choose another folder"))
-            except Exception as error:
+            except Exception as error:  # of a launcher, whose package may not be there; all else goes on
                 if (mistake := mistake_in_job(error)) is None:
                     raise
                 fail(mistake)

@@ -8,10 +8,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from experiments.demo.recorded_italian import SOUNDS, find_packages, transcripts, write_corpus  # noqa: E402 (after the path is set)
-
 
 def main(folder: Path) -> None:
+    from experiments.demo.recorded_italian import SOUNDS, find_packages, transcripts, write_corpus
+
     packages = find_packages(folder.parent / "asterisk")
     if packages is None:
         sys.exit("error: the packages asterisk-core-sounds-it and -it-wav are not to be had through apt")

@@ -32,7 +32,7 @@ def nemo(language: str) -> None:
         from nemo_text_processing.text_normalization.normalize import Normalizer
 
         normalizer = Normalizer(input_case="cased", lang=language)
-    except NotImplementedError as error:
+    except NotImplementedError as error:  # how NeMo says that it has no grammar for the language
         print(f"{language}: {error}")
         return
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
@@ -41,7 +41,7 @@ def nemo(language: str) -> None:
         started = time.perf_counter()
         try:
             spoken = normalizer.normalize(sentence)
-        except Exception as error:
+        except Exception as error:  # that it raises is the finding
             spoken = f"raises {type(error).__name__}"
         print(f"| {sentence} | {spoken} | {1000 * (time.perf_counter() - started):.0f} ms |")
 
@@ -60,7 +60,7 @@ def num2words() -> None:
         for amount in (12.5, 21.01):
             try:
                 answer = num2words(amount, lang=codes.get(language, language), to="currency", currency="EUR")
-            except Exception as error:
+            except Exception as error:  # the same
                 answer = f"raises {type(error).__name__}"
             answers.append(f"{amount} EUR {answer}")
         print(f"{language}: " + "; ".join(answers))

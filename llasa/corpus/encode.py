@@ -192,7 +192,7 @@ class Pipeline:
                 refused: Future[Prepared] = Future()
                 refused.set_result(reason)
                 return refused
-            except Exception as error:
+            except Exception as error:  # whatever it is goes on, with the row's name
                 error.add_note(f"in {name}")
                 raise
         return self.pool.submit(prepared, fetch, self.spec, self.filters, name)
@@ -211,7 +211,7 @@ def prepared(fetch: Fetch, spec: CodecSpec, filters: FiltersConfig, name: str) -
         return prepare(row, spec.sample_rate, filters)
     except RejectedRow as reason:
         return reason
-    except Exception as error:
+    except Exception as error:  # whatever it is goes on, with the row's name
         error.add_note(f"in {name}")
         raise
 

@@ -157,7 +157,7 @@ class HubSource(StreamedSource, IndexedSource):
         for group in range(groups.num_shards):
             try:
                 yield from groups.shard(num_shards=groups.num_shards, index=group)
-            except Exception as error:
+            except Exception as error:  # the same; what is no damage ends the run
                 yield damage(error)
 
     def _source_row(self, fields: dict[str, Any], default_id: str) -> SourceRow:

@@ -58,7 +58,7 @@ class OpenedDataSet:
         """`datasets.IterableDataset` of each split: nothing is kept."""
         try:
             streams = self.builder.as_streaming_dataset()
-        except Exception as error:
+        except Exception as error:  # the same
             raise cannot_load(self.title, self.folder, error) from error
         return {ours: streams[theirs] for ours, theirs in splits.items()}
 

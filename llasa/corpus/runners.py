@@ -15,7 +15,7 @@ import os
 import signal
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,8 @@ class Job:
 
 def run_local(job: Job, source: Source, codec: Codec) -> None:
     """Make the shards on this machine: in this process, or in ``runner.workers`` processes."""
+    # Settled here: a worker sees its own GPU alone, and would take all cores for it.
+    job = replace(job, config=replace(job.config, decode_processes=num_decode_processes(job.config)))
     workers = min(num_local_workers(job.config), len(job.shards))
     with job.progress() as progress:
         if workers <= 1:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from llasa.corpus import runners
 from llasa.corpus.claims import claim
 from llasa.corpus.run import parse_range, preprocess
 from llasa.corpus.runners import Job, make_in_new_process
@@ -200,6 +201,26 @@ def test_a_worker_refuses_another_corpus_than_the_plan_names(corpus, tmp_path):
     plan["source"]["fingerprint"] = "another"
     with pytest.raises(UserError, match=r"another corpus or codec than the one it works for: source\.fingerprint"):
         make_in_new_process(Job(config, plan, shards), lambda rows: None)
+
+
+@pytest.mark.parametrize(
+    ("codec", "more", "gpus", "expected"),
+    [
+        ("codec2", [], 0, (1, 0)),
+        ("codec2", [], 2, (1, 0)),  # it needs no GPU
+        ("xcodec2", [], 0, (1, 0)),
+        ("xcodec2", [], 1, (1, 8)),
+        ("xcodec2", [], 4, (4, 3)),
+        ("xcodec2", ["codec.device=cpu"], 4, (1, 0)),
+        ("xcodec2", ["runner.workers=2"], 4, (2, 7)),
+        ("xcodec2", ["decode_processes=1"], 4, (4, 1)),
+    ],
+)
+def test_processes_share_the_cores(monkeypatch, codec, more, gpus, expected):
+    monkeypatch.setattr(runners, "visible_cuda_devices", lambda: [str(index) for index in range(gpus)])
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    config = compose_config("preprocess", ["dataset=espeak", "lang=it", f"codec={codec}", *more])
+    assert (runners.num_local_workers(config), runners.num_decode_processes(config)) == expected
 
 
 # --- Ray and SLURM ---------------------------------------------------------------------------------------------------
