@@ -11,29 +11,26 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import sys
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from transformers import TrainingArguments, set_seed
+from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback
 
 from llasa.config import TrainConfig
-from llasa.corpus.store import TokenStore
 from llasa.device import agree, is_first_process, part_processes, resolve_device, resolve_precision
-from llasa.errors import UserError
 from llasa.model.checkpoint import CheckpointCard, save_checkpoint
 from llasa.model.llama import SpeechModel, build_for_training
 from llasa.packing.collate import PackingCollator
 from llasa.packing.dataset import PackedRows
 from llasa.provenance import write_run_record
 from llasa.tracking import METRICS, Tracker
+from llasa.training.arguments import training_arguments
 from llasa.training.callbacks import InterruptCallback, MetricsCallback
+from llasa.training.data import open_store, packed_rows
 from llasa.training.optim import build_optimizer_factory, optimizer_name
-from llasa.training.state import STATE, resumable_state, step_of
+from llasa.training.state import resumable_state, step_of
 from llasa.training.trainer import SpeechTrainer
 
 
@@ -43,13 +40,7 @@ def train(config: TrainConfig) -> float:
     Raises:
         UserError: no usable store, a store of another codec, a folder that holds another run, …
     """
-    codec = f" codec={config.model.codec or 'codec2'}" if config.model.codec != "xcodec2" else ""
-    store = TokenStore(config.store, command=f"python preprocess.py lang={config.lang.code}{codec}")
-    if config.lang.code not in store.manifest["languages"]:
-        raise UserError(
-            f"lang={config.lang.code} is not in {config.store}, which holds {', '.join(store.manifest['languages'])}",
-            remedy="pass the store's language",
-        )
+    store = open_store(config)
     device = resolve_device(config.device)
     precision = resolve_precision(config.trainer.precision, device)
     settings = dataclasses.asdict(config)
@@ -60,13 +51,7 @@ def train(config: TrainConfig) -> float:
     state = agree(resumable_state(run, config.resume, settings, store_facts) if is_first_process() else None, device)
     set_seed(config.seed)
     speech = build_for_training(config.model, config.kernels, store.codec, device, precision)
-    data = PackedRows(
-        of_language(store.rows("train"), config.lang.code),
-        speech.prompt,
-        max_length=config.packing.max_length,
-        window=config.packing.window,
-        seed=config.seed,
-    )
+    data = packed_rows(config, store, speech.prompt)
     rows_per_step = config.trainer.rows_per_step
     num_steps = config.trainer.max_steps or math.ceil(data.rows_in(config.trainer.epochs) / rows_per_step)
     data.num_rows = num_steps * rows_per_step
@@ -118,12 +103,6 @@ def train(config: TrainConfig) -> float:
     return last_loss(run)
 
 
-def of_language(rows: Any, language: str) -> Any:
-    """The rows of a store's split that are in ``language``."""
-    mine = np.flatnonzero(np.asarray(rows["language"]) == language)
-    return rows if len(mine) == len(rows) else rows.select(mine)
-
-
 def last_loss(run: Path) -> float:
     """The loss on the last line of a run's metrics: what a sweep compares, also when the run was finished before."""
     lines = (run / METRICS).read_text(encoding="utf-8").splitlines()
@@ -133,50 +112,6 @@ def last_loss(run: Path) -> float:
 def pad_token_id(speech: SpeechModel) -> int:
     """Any valid id: padding is never attended to by an example and never supervised."""
     return speech.tokenizer.pad_token_id if speech.tokenizer.pad_token_id is not None else speech.vocabulary.speech_end
-
-
-def training_arguments(
-    config: TrainConfig, run: Path, num_steps: int, device: str, precision: str
-) -> TrainingArguments:
-    settings = config.trainer
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    per_pass = settings.rows_per_device * world_size
-    if settings.rows_per_step % per_pass:
-        raise UserError(
-            f"trainer.rows_per_step={settings.rows_per_step} cannot be shared by {world_size} devices with "
-            f"trainer.rows_per_device={settings.rows_per_device}",
-            remedy=f"use a multiple of {per_pass}",
-        )
-    arguments = TrainingArguments(
-        output_dir=str(run / STATE),
-        max_steps=num_steps,
-        per_device_train_batch_size=settings.rows_per_device,
-        gradient_accumulation_steps=settings.rows_per_step // per_pass,
-        max_grad_norm=settings.max_grad_norm,
-        bf16=precision == "bf16",
-        use_cpu=device == "cpu",
-        gradient_checkpointing=settings.gradient_checkpointing,
-        logging_steps=settings.log_every,
-        logging_first_step=True,
-        logging_nan_inf_filter=False,
-        save_strategy="steps" if config.checkpoint.every else "no",
-        save_steps=config.checkpoint.every or 500,
-        save_total_limit=config.checkpoint.keep,
-        dataloader_num_workers=config.packing.workers,
-        remove_unused_columns=False,
-        average_tokens_across_devices=True,
-        ddp_find_unused_parameters=False,
-        disable_tqdm=True,
-        report_to=[],
-        seed=config.seed,
-    )
-    if arguments.n_gpu > 1:
-        # Left alone, the trainer would wrap the model in DataParallel and take several times the rows a step.
-        print(
-            f"training on one of {arguments.n_gpu} GPUs; for all: torchrun --nproc_per_node={arguments.n_gpu} train.py"
-        )
-        arguments._n_gpu = 1
-    return arguments
 
 
 def describe(

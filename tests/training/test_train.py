@@ -179,7 +179,7 @@ def test_ctrl_c_saves_a_state_and_exits_130(toy_store, tmp_path):
     assert not (folder / "checkpoint").exists()
 
 
-@pytest.mark.parametrize("setting", ["trainer.gradient_checkpointing=true", "packing.workers=2"])
+@pytest.mark.parametrize("setting", ["trainer.activation_checkpointing=full", "packing.workers=2"])
 def test_what_saves_memory_or_time_changes_no_loss(toy_store, tmp_path, setting):
     for name, extra in (("plain", []), ("other", [setting])):
         run(toy_store, tmp_path / name, "trainer.max_steps=4", *TWO_ROWS, *extra)

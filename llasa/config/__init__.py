@@ -1,0 +1,94 @@
+"""Schemas of the root configs, and their validation.
+
+Each root (`train`, `preprocess`, `infer`) is a dataclass that stands first in the `defaults` of its YAML file,
+so a wrong key or type fails while Hydra composes, before anything is loaded. What the types cannot say is
+checked in `__post_init__`, once, when :mod:`llasa.entry` turns the composed config into these objects; after
+that no code sees a `DictConfig`.
+
+Nodes typed `Any` are the leaves that people swap. They carry a `_target_`, stay plain dictionaries and are
+built with `hydra.utils.instantiate` in the room that uses them.
+
+Nothing here imports torch: `python train.py --help` has to answer at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llasa.config.inference import InferConfig, SamplingConfig
+from llasa.config.preprocessing import (
+    FiltersConfig,
+    PreprocessConfig,
+    PublicationConfig,
+    RunnerConfig,
+    VerifyConfig,
+)
+from llasa.config.shared import LangConfig, LoggerConfig
+from llasa.config.training import (
+    ArchitectureConfig,
+    CheckpointConfig,
+    FinetuneConfig,
+    KernelsConfig,
+    MixtureConfig,
+    ModelConfig,
+    PackingConfig,
+    ParallelConfig,
+    SanityConfig,
+    ScheduleConfig,
+    TrainConfig,
+    TrainerConfig,
+)
+from llasa.config.validation import require, require_choice
+
+__all__ = [
+    "CONF_DIR",
+    "RAW_TEXT_KEYS",
+    "REPOSITORY",
+    "ROOTS",
+    "ArchitectureConfig",
+    "CheckpointConfig",
+    "FiltersConfig",
+    "FinetuneConfig",
+    "InferConfig",
+    "KernelsConfig",
+    "LangConfig",
+    "LoggerConfig",
+    "MixtureConfig",
+    "ModelConfig",
+    "PackingConfig",
+    "ParallelConfig",
+    "PreprocessConfig",
+    "PublicationConfig",
+    "RunnerConfig",
+    "SamplingConfig",
+    "SanityConfig",
+    "ScheduleConfig",
+    "TrainConfig",
+    "TrainerConfig",
+    "VerifyConfig",
+    "require",
+    "require_choice",
+]
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CONF_DIR = REPOSITORY / "conf"
+
+ROOTS: dict[str, type] = {"train": TrainConfig, "preprocess": PreprocessConfig, "infer": InferConfig}
+
+RAW_TEXT_KEYS = (
+    "text",
+    "texts",
+    "voice",
+    "voice_text",
+    "output",
+    "checkpoint",
+    "store",
+    "output_dir",
+    "dataset.path",
+    "dataset.tokenizer",
+    "dataset.folders",
+    "asr",
+    "verification.output",
+)
+"""Values the shell hands over as they are: free text and paths, in which Hydra's override grammar would
+otherwise read a comma as a sweep and a bracket as a list."""

@@ -1,0 +1,33 @@
+"""Schemas of groups that several roots have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from omegaconf import MISSING
+
+from llasa.config.validation import require, require_choice
+
+
+@dataclass
+class LangConfig:
+    """A language: ISO 639-1 ``code``, English ``name`` and what the corpora call it."""
+
+    code: str = MISSING
+    name: str = MISSING
+    corpus_config: str = MISSING
+    """Name of the language's configuration in CML-TTS and MLS, such as `italian`."""
+
+    def __post_init__(self) -> None:
+        require(len(self.code) in (2, 3), "lang.code", self.code, "use an ISO 639 code such as it")
+
+
+@dataclass
+class LoggerConfig:
+    name: str = MISSING
+    project: str = "llasa"
+    run_name: str | None = None
+    group: str | None = None
+
+    def __post_init__(self) -> None:
+        require_choice("logger.name", self.name, ("none", "tensorboard", "wandb"))
