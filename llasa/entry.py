@@ -14,6 +14,7 @@ import functools
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -32,8 +33,14 @@ from llasa.explain import explain, mistake_in_job, nearest
 
 UNUSABLE_PATH = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG)
 
+OPEN_DICTIONARIES = {"train": ("stores", "mixture.weights")}
+"""Fields whose keys are the user's own: Hydra's check of names would reach into them."""
+
 for _name, _schema in ROOTS.items():
-    ConfigStore.instance().store(name=f"{_name}_schema", node=_schema)
+    _node = OmegaConf.structured(_schema)
+    for _key in OPEN_DICTIONARIES.get(_name, ()):
+        OmegaConf.set_struct(OmegaConf.select(_node, _key), False)
+    ConfigStore.instance().store(name=f"{_name}_schema", node=_node)
 
 
 def entry(root: str) -> Callable[[Callable[[Any], Any]], Callable[[], None]]:
@@ -86,6 +93,8 @@ def entry(root: str) -> Callable[[Callable[[Any], Any]], Callable[[], None]]:
 
 
 def fail(error: UserError) -> None:
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(10)  # the first process most likely says the same, and its launcher then ends this one
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(2)
 

@@ -18,7 +18,17 @@ from typing import Any
 
 from llasa.paths import is_local
 
-PACKAGES = ("torch", "transformers", "datasets", "accelerate", "pycodec2", "liger-kernel", "bitsandbytes", "flash-attn")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "datasets",
+    "accelerate",
+    "peft",
+    "pycodec2",
+    "liger-kernel",
+    "bitsandbytes",
+    "flash-attn",
+)
 CONFIG, RECORD = "config.yaml", "provenance.json"
 REPOSITORY = Path(__file__).resolve().parent.parent
 

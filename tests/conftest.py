@@ -12,7 +12,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Read when `datasets` and the hub's client are imported, here and in the commands that tests start.
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that asks a hub is a mistake, and would wait for its time-out
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="llasa-tests-")  # not the user's cache
+os.environ["LLASA_CACHE"] = tempfile.mkdtemp(prefix="llasa-tests-")  # nor ours
 atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
+atexit.register(shutil.rmtree, os.environ["LLASA_CACHE"], ignore_errors=True)
 
 from pathlib import Path
 

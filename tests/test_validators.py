@@ -187,6 +187,7 @@ VALIDATORS: list[tuple[type, dict[str, Any], str, list[dict[str, Any]], list[dic
     (schemas.CheckpointConfig, {}, "checkpoint.every", [{"every": 0}], [{"every": -1}]),
     (schemas.CheckpointConfig, {}, "checkpoint.keep", [{"keep": 1}], [{"keep": 0}]),
     (schemas.LoggerConfig, {}, "logger.name", [{"name": "none"}, {"name": "wandb"}], [{"name": "mlflow"}]),
+    (schemas.TrainConfig, {}, "resume", [{"resume": True}, {"resume": "auto"}], [{"resume": "yes"}, {"resume": None}]),
     (schemas.TrainConfig, {}, "debug", [{"debug": None}, {"debug": "overfit_batch"}], [{"debug": "overfit"}]),
     (schemas.TrainConfig, {}, "seed", [{"seed": 0}, {"seed": 2**32 - 1}], [{"seed": -1}, {"seed": 2**32}]),
     *(

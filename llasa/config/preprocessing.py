@@ -8,8 +8,9 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from llasa.config.shared import LangConfig
+from llasa.config.shared import MULTILINGUAL, LangConfig
 from llasa.config.validation import is_positive_range, is_range, require, require_choice
+from llasa.errors import UserError
 
 
 @dataclass
@@ -191,6 +192,11 @@ class PreprocessConfig:
     publication: PublicationConfig = field(default_factory=PublicationConfig)
 
     def __post_init__(self) -> None:
+        if isinstance(self.lang, LangConfig) and self.lang.code == MULTILINGUAL:
+            raise UserError(
+                "a store is made of one language at a time, lang=multilingual is for training",
+                remedy="pass lang=it, lang=de, … in turn, and train on them together with stores=",
+            )
         require(self.shard_rows >= 1, "shard_rows", self.shard_rows, "use 1 or more")
         require(self.decode_threads >= 1, "decode_threads", self.decode_threads, "use 1 or more")
         if self.decode_processes is not None:

@@ -8,10 +8,16 @@ from omegaconf import MISSING
 
 from llasa.config.validation import require, require_choice
 
+MULTILINGUAL = "mul"
+"""Code of ISO 639-2 for several languages: all that the stores have."""
+
 
 @dataclass
 class LangConfig:
-    """A language: ISO 639-1 ``code``, English ``name`` and what the corpora call it."""
+    """A language: ISO 639-1 ``code``, English ``name`` and what the corpora call it.
+
+    `lang=multilingual`, whose code is ``MULTILINGUAL``, stands for every language of the stores.
+    """
 
     code: str = MISSING
     name: str = MISSING

@@ -297,7 +297,8 @@ class TrainConfig:
     stores: dict[str, str] = field(default_factory=dict)
     """Several stores, by name, instead of ``store``."""
     output_dir: str = MISSING
-    resume: bool = False
+    resume: Any = False
+    """true = go on from the last state in ``output_dir``; auto = if there is one, else start (for requeued jobs)."""
     force: bool = False
     """With ``resume``: go on although the config has changed."""
     plan: bool = False
@@ -309,5 +310,6 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**32, "seed", self.seed, "use 0 to 4294967295")
+        require(self.resume in (True, False, "auto"), "resume", self.resume, "use true, false or auto")
         if self.debug is not None:
             require_choice("debug", self.debug, ("overfit_batch",))

@@ -1,7 +1,10 @@
-"""What a checkpoint folder says of itself: `llasa.json` beside the weights and the tokenizer.
+"""What a checkpoint folder says of itself, `llasa.json` beside the weights and the tokenizer; and writing the folder.
 
-It holds what inference needs and neither weights nor tokenizer know: the prompt rules, the codec and the
+The card holds what inference needs and neither weights nor tokenizer know: the prompt rules, the codec and the
 languages. A plain published LLaSA checkpoint has no such file and gets the published defaults.
+
+RUN/checkpoint   a plain Llama, adapters merged
+RUN/adapter      finetune=lora|qlora: the adapter alone, in peft's form
 """
 
 from __future__ import annotations
@@ -9,18 +12,22 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llasa.codec.base import CodecSpec
-from llasa.errors import UserError
+from llasa.errors import UserError, first_line
+from llasa.model.finetune import adapter_state_dict, merged_model
 from llasa.provenance import write_json
 from llasa.tokens.prompt import PromptRules
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from peft import PeftModel
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 CARD = "llasa.json"
 FORMAT_VERSION = 1
@@ -45,6 +52,8 @@ class CheckpointCard:
     languages: tuple[str, ...] = ()
     max_length: int = 2048
     """Tokens of the longest sequence it was trained on, prompt and speech together."""
+    quantisation: str | None = None
+    """Of the weights under an adapter: nf4, or none."""
 
     def save(self, folder: Path) -> None:
         write_json(
@@ -55,6 +64,7 @@ class CheckpointCard:
                 "codec": self.codec.to_dict(),
                 "languages": list(self.languages),
                 "max_length": self.max_length,
+                **({"quantisation": self.quantisation} if self.quantisation else {}),
             },
         )
 
@@ -77,6 +87,7 @@ class CheckpointCard:
                 CodecSpec.from_dict(fields["codec"]),
                 tuple(fields["languages"]),
                 fields["max_length"],
+                fields.get("quantisation"),
             )
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise UserError(f"{path} is not a checkpoint card ({type(error).__name__}: {error})") from None
@@ -113,23 +124,72 @@ def require_same_codec(checkpoint: CodecSpec, other: CodecSpec, checkpoint_name:
 
 def save_checkpoint(
     folder: Path,
-    model: PreTrainedModel,
+    model: LlamaForCausalLM | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     card: CheckpointCard,
     dtype: torch.dtype | None = None,
+    state_dict: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write weights (safetensors), tokenizer and card; the folder appears whole and replaces an earlier one.
+    """Write plain weights (safetensors, adapters merged), tokenizer and card; the model stays as it is.
 
-    This ends a training: with ``dtype`` the model itself is converted, and its cache is switched on again.
+    Args:
+        dtype: of the weights in the file; none = as they are held.
+        state_dict: whole weights by name, where the model holds a part of them (gathered from the processes of a
+            sharded run).
+
+    Raises:
+        UserError: the disk is full; an earlier folder is as it was.
     """
-    temporary = folder.with_name(f".{folder.name}.tmp")
+    plain = merged_model(model, dtype, state_dict)
+    with replaced_folder(folder) as temporary:
+        plain.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        replace(card, quantisation=None).save(temporary)
+
+
+def save_adapter(
+    folder: Path,
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    card: CheckpointCard,
+    state_dict: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Write an adapter alone as peft does, with tokenizer and card; arguments and errors of :func:`save_checkpoint`.
+
+    The base it belongs to is named in `adapter_config.json`.
+    """
+    base = model.get_base_model()
+    tensors = adapter_state_dict(model, state_dict)
+    with replaced_folder(folder) as temporary:
+        model.save_pretrained(temporary, state_dict=tensors, save_embedding_layers=False)
+        (temporary / "README.md").unlink()  # a form with nothing filled in
+        tokenizer.save_pretrained(temporary)
+        replace(card, quantisation="nf4" if getattr(base, "is_loaded_in_4bit", False) else None).save(temporary)
+
+
+@contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder to fill; it takes the name of ``folder``, and the place of an earlier one, when it is whole.
+
+    Raises:
+        UserError: writing failed (no space left, …); what was written is removed and an earlier folder untouched.
+    """
+    temporary, earlier = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("tmp", "old"))
     shutil.rmtree(temporary, ignore_errors=True)
-    if dtype is not None:
-        model.to(dtype)
-    model.config.use_cache = True  # training switched it off; whoever loads the weights will want to generate
-    model.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    card.save(temporary)
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(temporary, folder)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if folder.exists():
+            shutil.rmtree(earlier, ignore_errors=True)
+            os.replace(folder, earlier)
+        os.replace(temporary, folder)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        # safetensors and tokenizers write in Rust, whose errors are not Python's OSError but end like this.
+        if isinstance(error, OSError) or "(os error " in str(error):
+            raise UserError(
+                f"cannot write {folder}: {first_line(error)}",
+                remedy="make space, then resume=true writes it again",
+            ) from error
+        raise
+    shutil.rmtree(earlier, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Build the model, tokenizer and prompt of a run: load, extend the vocabulary, choose the kernels.
+"""Build the model, tokenizer and prompt of a run: load, extend the vocabulary, choose the kernels and what learns.
 
 model=llasa_*    a published or own LLaSA checkpoint: loaded as it is
 model=llama_*    a text Llama: its vocabulary is extended with the codec's codes
@@ -7,44 +7,68 @@ model=llasa_nano from scratch, with the byte tokenizer
 
 from __future__ import annotations
 
-import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from llasa.codec.base import CodecSpec
-from llasa.config import KernelsConfig, ModelConfig
+from llasa.config import FinetuneConfig, KernelsConfig, ModelConfig
 from llasa.errors import UserError
+from llasa.model.attention import resolve_attention
 from llasa.model.checkpoint import CheckpointCard, require_same_codec
-from llasa.model.kernels import resolve_attention, resolve_kernels, use_chunked_loss
+from llasa.model.finetune import apply_finetune, count_weights, is_tied, require_trainable
+from llasa.model.kernels import apply_kernels, resolve_kernels
+from llasa.model.loading import is_adapter, load_model, load_tokenizer, load_weights, quiet_libraries
+from llasa.model.vocabulary_init import extend_vocabulary
 from llasa.tokens.byte_tokenizer import byte_tokenizer
 from llasa.tokens.prompt import PromptBuilder, PromptRules
 from llasa.tokens.vocabulary import MARKERS, SpeechVocabulary, extend_tokenizer
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+FULL = FinetuneConfig(name="full")
 
 
 @dataclass
 class SpeechModel:
     """A Llama that speaks, with everything that belongs to its tokens."""
 
-    model: LlamaForCausalLM
+    model: LlamaForCausalLM | PeftModel
+    """What the trainer or the engine gets: the Llama, or the adapters around it."""
     tokenizer: PreTrainedTokenizerBase
     vocabulary: SpeechVocabulary
     prompt: PromptBuilder
     card: CheckpointCard
     kernels: str
     attn: str
+    notes: dict[str, Any] = field(default_factory=dict)
+    """For the run's record: what was done to the vocabulary, and how many weights learn."""
 
 
 def build_for_training(
-    config: ModelConfig, kernels: KernelsConfig, codec: CodecSpec, device: str, precision: str
+    config: ModelConfig,
+    kernels: KernelsConfig,
+    codec: CodecSpec,
+    device: str,
+    precision: str,
+    finetune: FinetuneConfig = FULL,
+    parameters: str = "fp32",
 ) -> SpeechModel:
-    """The model of a config for codes of ``codec``, in fp32, ready to compute the loss on ``device``.
+    """The model of a config for codes of ``codec``, ready to compute the loss on ``device``.
+
+    New rows and adapters are drawn with torch's seed, so set it before, alike in all processes.
+
+    Args:
+        precision: fp32 or bf16, of the arithmetic.
+        parameters: fp32 or bf16, the type in which weights are held (adapters: always fp32).
 
     Raises:
-        UserError: the checkpoint cannot be loaded, or speaks another codec.
+        UserError: the checkpoint cannot be loaded, speaks another codec, or cannot be trained as ``finetune`` says.
     """
     if config.codec is not None and config.codec != codec.name:
         raise UserError(
@@ -54,100 +78,66 @@ def build_for_training(
     quiet_libraries()
     kernel = resolve_kernels(kernels.name, device)
     attn = resolve_attention(kernels, device, precision)
-    auto_class = _auto_class(kernel)
-    if config.checkpoint is None:
-        tokenizer, card = byte_tokenizer(), CheckpointCard(PromptRules(), codec, max_length=0)
-        extend_tokenizer(tokenizer, codec.codebook_size)
-        model = auto_class.from_config(_llama_config(config, tokenizer), attn_implementation=attn)
-    else:
-        tokenizer = load_tokenizer(config.checkpoint)
-        speaks = MARKERS[0] in tokenizer.get_vocab()
-        card = CheckpointCard.load(config.checkpoint) if speaks else CheckpointCard(PromptRules(), codec, max_length=0)
+    dtype = DTYPES[parameters]
+    tokenizer = byte_tokenizer() if config.checkpoint is None else load_tokenizer(config.checkpoint)
+    num_text_tokens, speaks = len(tokenizer), MARKERS[0] in tokenizer.get_vocab()
+    adapter = config.checkpoint is not None and is_adapter(config.checkpoint)
+    require_trainable(finetune, config.name, config.checkpoint, adapter=adapter, extended=not speaks)
+    card = CheckpointCard(PromptRules(), codec, max_length=0)
+    if speaks:
+        card = replace(CheckpointCard.load(config.checkpoint), quantisation=None)
         require_same_codec(card.codec, codec, config.checkpoint, "the store")
-        model = load_weights(config.checkpoint, auto_class, attn)
+    else:
+        extend_tokenizer(tokenizer, codec.codebook_size)
+    notes: dict[str, Any] = {}
+    if config.checkpoint is None:
+        model = _from_scratch(config, tokenizer, attn, dtype)
+        notes["vocabulary"] = {"initialisation": f"normal, deviation {model.config.initializer_range:g}"}
+    else:
+        if finetune.name == "qlora":
+            model = load_weights(config.checkpoint, attn, dtype, compute=DTYPES[precision], device=device)
+        else:
+            model = load_model(config.checkpoint, attn, dtype, device)
         if not speaks:
-            # The new rows are drawn from the mean and covariance of the old ones (transformers' default), which
-            # keeps the first logits of new tokens in the range of the others.
-            extend_tokenizer(tokenizer, codec.codebook_size)
-            model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
+            notes["vocabulary"] = extend_vocabulary(model, num_text_tokens, len(tokenizer))
     vocabulary = SpeechVocabulary.from_tokenizer(tokenizer, codec.codebook_size)
-    if model.get_input_embeddings().num_embeddings < vocabulary.first_code + vocabulary.num_codes:
+    rows = model.get_input_embeddings().num_embeddings
+    if rows < vocabulary.first_code + vocabulary.num_codes:
         raise UserError(f"the weights of {config.checkpoint} have fewer rows than its tokenizer has tokens")
     model.config.use_cache = False  # a cache makes packed examples leak into each other
     model.generation_config.eos_token_id = vocabulary.speech_end
-    if kernel == "torch":
-        use_chunked_loss(model, kernels.loss_chunk_size)
+    notes["vocabulary"] = {"rows_after": rows, "tied": is_tied(model)} | notes.get("vocabulary", {})
+    apply_kernels(model, kernel, kernels)
+    trained = apply_finetune(model, finetune, _lasting_name(config.checkpoint))
+    notes["finetune"] = count_weights(trained)
     card = replace(card, codec=codec)
     prompt = PromptBuilder(tokenizer, vocabulary, card.rules)
-    return SpeechModel(model, tokenizer, vocabulary, prompt, card, kernel, attn)
+    return SpeechModel(trained, tokenizer, vocabulary, prompt, card, kernel, attn, notes)
 
 
 def load_for_inference(checkpoint: str, device: str) -> SpeechModel:
-    """A checkpoint folder or hub name, in bf16 on CUDA and fp32 elsewhere, in evaluation mode.
+    """A checkpoint folder, adapter folder or hub name, in bf16 on CUDA and fp32 elsewhere, in evaluation mode.
 
     Raises:
         UserError: it is no checkpoint that speaks.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
     quiet_libraries()
     tokenizer = load_tokenizer(checkpoint)
     card = CheckpointCard.load(checkpoint)
     vocabulary = SpeechVocabulary.from_tokenizer(tokenizer, card.codec.codebook_size)
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    model = load_weights(checkpoint, AutoModelForCausalLM, "sdpa", dtype).to(device).eval()
+    model = load_model(checkpoint, "sdpa", dtype, device).to(device).eval()
     return SpeechModel(
         model, tokenizer, vocabulary, PromptBuilder(tokenizer, vocabulary, card.rules), card, "torch", "sdpa"
     )
 
 
-def quiet_libraries() -> None:
-    """No progress bars of transformers in a log file."""
-    from transformers.utils.logging import disable_progress_bar
-
-    if not sys.stderr.isatty():
-        disable_progress_bar()
-
-
-def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
-
-    _require_folder_or_hub_name(checkpoint)
-    try:
-        return AutoTokenizer.from_pretrained(checkpoint)
-    except (OSError, ValueError) as error:
-        raise _cannot_load(checkpoint, "tokenizer", error) from error
-
-
-def load_weights(checkpoint: str, auto_class: Any, attn: str, dtype: Any = None) -> LlamaForCausalLM:
-    import torch
-    from safetensors import SafetensorError
-
-    try:
-        model = auto_class.from_pretrained(checkpoint, dtype=dtype or torch.float32, attn_implementation=attn)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise _cannot_load(checkpoint, "model", error) from error
-    if model.config.model_type != "llama":
-        raise UserError(f"{checkpoint} is a {model.config.model_type} model", remedy="use a Llama")
-    return model
-
-
-def _auto_class(kernel: str) -> Any:
-    """Liger's class patches transformers' Llama for the whole process, so one process is either with or without it."""
-    if kernel == "liger":
-        from liger_kernel.transformers import AutoLigerKernelForCausalLM
-
-        return AutoLigerKernelForCausalLM
+def _from_scratch(
+    config: ModelConfig, tokenizer: PreTrainedTokenizerBase, attn: str, dtype: torch.dtype
+) -> LlamaForCausalLM:
     from transformers import AutoModelForCausalLM
-    from transformers.models.llama import modeling_llama
 
-    if modeling_llama.LlamaRMSNorm.__name__.startswith("Liger"):
-        raise UserError(
-            "an earlier job in this process patched Llama with Liger's kernels",
-            remedy="sweep over kernels with a process for each job (hydra/launcher=joblib)",
-        )
-    return AutoModelForCausalLM
+    return AutoModelForCausalLM.from_config(_llama_config(config, tokenizer), attn_implementation=attn, dtype=dtype)
 
 
 def _llama_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Any:
@@ -166,25 +156,6 @@ def _llama_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> An
     )
 
 
-def _require_folder_or_hub_name(checkpoint: str) -> None:
-    path = Path(checkpoint)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            inner = " (its subfolder checkpoint is one)" if (path / "checkpoint" / "config.json").is_file() else ""
-            raise UserError(
-                f"{checkpoint} is no checkpoint: it has no config.json{inner}", remedy="pass checkpoint=FOLDER"
-            )
-    elif path.is_absolute() or checkpoint.count("/") != 1 or checkpoint.startswith("."):
-        raise UserError(
-            f"there is no checkpoint folder at {checkpoint}", remedy="pass a folder, or a hub name OWNER/NAME"
-        )
-
-
-def _cannot_load(checkpoint: str, what: str, error: Exception) -> UserError:
-    first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    remedy = (
-        "the folder is damaged or incomplete"
-        if Path(checkpoint).is_dir()
-        else "check the name, the network and `hf auth login`"
-    )
-    return UserError(f"cannot load the {what} of {checkpoint}: {first}", remedy=remedy)
+def _lasting_name(checkpoint: str | None) -> str | None:
+    """A hub name as it is, a folder so that it is found from elsewhere: an adapter records it."""
+    return str(Path(checkpoint).resolve()) if checkpoint is not None and Path(checkpoint).is_dir() else checkpoint

@@ -23,18 +23,22 @@ from llasa.types import Example, PackedBatch
 class PackingCollator:
     """Collate rows of examples into a :class:`PackedBatch` of shape [rows, length].
 
-    ``length`` is the longest row's, rounded up to a multiple of ``multiple``: padding a batch of short rows to
-    the full budget would only cost time. With ``flatten`` the batch is a single row of all examples.
+    Without ``length`` it is the longest row's, rounded up to a multiple of ``multiple``: padding a batch of short rows
+    to the full budget would only cost time. With it (`packing.mode=pad_to_max`) every row is padded to just that.
+    With ``flatten`` the batch is a single row of all examples, and of every row's padding if there is a ``length``.
     """
 
-    def __init__(self, *, pad_token_id: int, multiple: int = 8, flatten: bool = False) -> None:
-        self.pad_token_id, self.multiple, self.flatten = pad_token_id, multiple, flatten
+    def __init__(
+        self, *, pad_token_id: int, multiple: int = 8, flatten: bool = False, length: int | None = None
+    ) -> None:
+        self.pad_token_id, self.multiple, self.flatten, self.length = pad_token_id, multiple, flatten, length
 
     def __call__(self, rows: Sequence[Sequence[Example]]) -> PackedBatch:
-        if self.flatten:
+        if self.flatten and self.length is None:
             rows = [[example for row in rows for example in row]]
         longest = max(sum(len(example.input_ids) for example in row) for row in rows)
-        length = -(-longest // self.multiple) * self.multiple
+        length = self.length or -(-longest // self.multiple) * self.multiple
+        assert longest <= length, "an example or a row is longer than what it was planned for"
         shape = (len(rows), length)
         input_ids = np.full(shape, self.pad_token_id, dtype=np.int64)
         labels = np.full(shape, IGNORE_INDEX, dtype=np.int64)
@@ -48,6 +52,8 @@ class PackingCollator:
                 position_ids[number, start:stop] = np.arange(stop - start)
                 start = stop
             position_ids[number, start:] = np.arange(length - start)
+        if self.flatten:
+            input_ids, labels, position_ids = (array.reshape(1, -1) for array in (input_ids, labels, position_ids))
         return PackedBatch(
             input_ids=torch.from_numpy(input_ids),
             labels=torch.from_numpy(labels),

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from transformers import TrainingArguments
 
 from llasa.config import TrainConfig
+from llasa.device import num_processes
 from llasa.errors import UserError
+from llasa.training.parallel import finish_fsdp, fsdp_settings
 from llasa.training.state import STATE
 
 
 def training_arguments(
-    config: TrainConfig, run: Path, num_steps: int, device: str, precision: str
+    config: TrainConfig, run: Path, num_steps: int, device: str, precision: str, parallel: str
 ) -> TrainingArguments:
+    """Args:
+        parallel: single, ddp or fsdp, see :func:`resolve_parallel`.
+
+    Raises:
+        UserError: a step's rows cannot be shared by the processes.
+    """
     settings = config.trainer
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    world_size = num_processes()
     per_pass = settings.rows_per_device * world_size
     if settings.rows_per_step % per_pass:
         raise UserError(
@@ -32,7 +39,6 @@ def training_arguments(
         max_grad_norm=settings.max_grad_norm,
         bf16=precision == "bf16",
         use_cpu=device == "cpu",
-        gradient_checkpointing=settings.activation_checkpointing == "full",
         logging_steps=settings.log_every,
         logging_first_step=True,
         logging_nan_inf_filter=False,
@@ -46,7 +52,10 @@ def training_arguments(
         disable_tqdm=True,
         report_to=[],
         seed=config.seed,
+        **(fsdp_settings(config.parallel, device) if parallel == "fsdp" else {}),
     )
+    if parallel == "fsdp":
+        finish_fsdp(arguments, device, precision)
     if arguments.n_gpu > 1:
         # Left alone, the trainer would wrap the model in DataParallel and take several times the rows a step.
         print(

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
-import signal
-import sys
-import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from llasa.errors import UserError
 from llasa.packing.dataset import PackedRows
 from llasa.tracking import Tracker
 
@@ -22,18 +19,30 @@ class MetricsCallback(TrainerCallback):
 
     Tokens are counted from the plan (padding excluded), so they are right after a resume too. Throughput covers
     all devices. Processes other than the first have no tracker and stay silent.
+
+    Args:
+        utilisation: tokens a second → model FLOPs utilisation; none where there is no GPU to utilise.
     """
 
-    def __init__(self, tracker: Tracker | None, data: PackedRows, rows_per_step: int) -> None:
-        self.tracker, self.data, self.rows_per_step = tracker, data, rows_per_step
+    def __init__(
+        self,
+        tracker: Tracker | None,
+        data: PackedRows,
+        rows_per_step: int,
+        utilisation: Callable[[float], float | None] | None = None,
+    ) -> None:
+        self.tracker, self.data, self.rows_per_step, self.utilisation = tracker, data, rows_per_step, utilisation
         self.tokens = 0
+        self.by_source: dict[str, int] = {}
         self._bar: Any = None
         self._mark = (0, 0.0)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.tokens = self.data.num_tokens(0, state.global_step * self.rows_per_step)
+        # A resumed state brings the settings of the run that wrote it.
+        state.compute_steps(args, state.max_steps)
+        self._count(state.global_step)
         self._mark = (self.tokens, time.perf_counter())
         self._bar = tqdm(
             total=state.max_steps,
@@ -45,8 +54,14 @@ class MetricsCallback(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         step = state.global_step
-        self.tokens += self.data.num_tokens((step - 1) * self.rows_per_step, step * self.rows_per_step)
         self._bar.update(1)
+        if step >= state.max_steps:
+            control.should_log = True  # the end's loss is the run's, also between two multiples of `log_every`
+
+    def _count(self, step: int) -> None:
+        """Tokens of each source since the beginning, after ``step`` steps."""
+        self.by_source = self.data.tokens_by_source(-self.data.shift, step * self.rows_per_step)
+        self.tokens = sum(self.by_source.values())
 
     def on_log(
         self,
@@ -59,6 +74,7 @@ class MetricsCallback(TrainerCallback):
         if not logs or "loss" not in logs:
             return
         now = time.perf_counter()
+        self._count(state.global_step)
         tokens, since = self._mark
         self._mark = (self.tokens, now)
         row = {
@@ -68,15 +84,16 @@ class MetricsCallback(TrainerCallback):
             "grad_norm": float(logs["grad_norm"]),
             "tokens_per_second": round((self.tokens - tokens) / max(now - since, 1e-9), 1),
             "tokens": self.tokens,
-            "epoch": round(state.global_step * self.rows_per_step / self.data.plan.rows_in(1), 4),
+            "epoch": round(self.data.epochs_before(state.global_step * self.rows_per_step), 4),
         }
+        if len(self.by_source) > 1:
+            row |= {f"tokens/{name}": tokens for name, tokens in self.by_source.items()}
+        if self.utilisation is not None:
+            row["gpu_memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
+            if (mfu := self.utilisation(row["tokens_per_second"])) is not None:
+                row["mfu"] = round(mfu, 4)
         if self.tracker is not None:
             self.tracker.log(row)
-        if not math.isfinite(row["loss"]):
-            raise UserError(
-                f"the loss is {row['loss']} at step {state.global_step}",
-                remedy="lower optimizer.lr or raise schedule.warmup, and start again",
-            )
         shown = f"loss {row['loss']:.3f}, {row['tokens_per_second']:,.0f} tokens/s"
         self._bar.set_postfix_str(shown)
         if self.tracker is not None and self._bar.disable:
@@ -86,34 +103,3 @@ class MetricsCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._bar.close()
-
-
-class InterruptCallback(TrainerCallback):
-    """Ctrl-C ends the training after the current step, with a state to resume from; a second one ends it at once.
-
-    A context: outside of it Ctrl-C is what it was before.
-    """
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._previous: Any = None
-
-    def __enter__(self) -> InterruptCallback:
-        self._previous = signal.getsignal(signal.SIGINT)
-        if self._previous is not signal.SIG_IGN and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._request)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._previous)
-
-    def _request(self, number: int, frame: object) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
-        print("\nsaving after this step; Ctrl-C again ends at once", file=sys.stderr, flush=True)
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.requested:
-            control.should_save = control.should_training_stop = True

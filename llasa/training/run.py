@@ -3,15 +3,17 @@
 RUN/config.yaml, provenance.json   what ran
 RUN/metrics.jsonl                  a line every `trainer.log_every` steps
 RUN/state/checkpoint-N             what `resume=true` continues from
-RUN/checkpoint                     the result: weights, tokenizer, llasa.json
+RUN/checkpoint                     the result: weights (of LoRA, merged), tokenizer, llasa.json
+RUN/adapter                        of LoRA and QLoRA, the adapter alone
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -19,18 +21,36 @@ from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback
 
 from llasa.config import TrainConfig
-from llasa.device import agree, is_first_process, part_processes, resolve_device, resolve_precision
-from llasa.model.checkpoint import CheckpointCard, save_checkpoint
+from llasa.device import (
+    agree,
+    first_decides,
+    is_first_process,
+    join_launcher,
+    num_processes,
+    part_processes,
+    resolve_device,
+    resolve_precision,
+)
+from llasa.model.activation_checkpointing import apply_activation_checkpointing
+from llasa.model.attention import needs_flat_rows
+from llasa.model.checkpoint import CheckpointCard, save_adapter, save_checkpoint
 from llasa.model.llama import SpeechModel, build_for_training
 from llasa.packing.collate import PackingCollator
 from llasa.packing.dataset import PackedRows
 from llasa.provenance import write_run_record
 from llasa.tracking import METRICS, Tracker
 from llasa.training.arguments import training_arguments
-from llasa.training.callbacks import InterruptCallback, MetricsCallback
-from llasa.training.data import open_store, packed_rows
-from llasa.training.optim import build_optimizer_factory, optimizer_name
-from llasa.training.state import resumable_state, step_of
+from llasa.training.callbacks import MetricsCallback
+from llasa.training.cost import flops_per_token, mfu
+from llasa.training.data import open_stores, packed_rows, trained_languages
+from llasa.training.interrupt import InterruptCallback
+from llasa.training.optim import build_optimizer, check_optimizer, optimizer_name
+from llasa.training.overfit import overfit_batch
+from llasa.training.parallel import resolve_parallel, whole_model
+from llasa.training.planner import print_plan
+from llasa.training.sanity import SanityCallback, first_loss_band
+from llasa.training.saving import final_checkpoint
+from llasa.training.state import continue_data, resumable_state, steps_to_train
 from llasa.training.trainer import SpeechTrainer
 
 
@@ -40,32 +60,45 @@ def train(config: TrainConfig) -> float:
     Raises:
         UserError: no usable store, a store of another codec, a folder that holds another run, …
     """
-    store = open_store(config)
+    if config.plan:
+        print_plan(config)
+        return math.nan
+    join_launcher()
     device = resolve_device(config.device)
+    parallel = resolve_parallel(config, device)
+    stores = open_stores(config)
     precision = resolve_precision(config.trainer.precision, device)
     settings = dataclasses.asdict(config)
-    store_facts = {"codec": store.codec.to_dict(), "splits": store.manifest["splits"]}
     # The default folder has the time in it, and a run's own files must not look like another run's to a process
     # that starts later: the first process decides for all.
     run = Path(agree(config.output_dir, device))
-    state = agree(resumable_state(run, config.resume, settings, store_facts) if is_first_process() else None, device)
+    saved = first_decides(lambda: resumable_state(run, settings, stores.facts()), device)
+    check_optimizer(config.optimizer, device, parallel)
     set_seed(config.seed)
-    speech = build_for_training(config.model, config.kernels, store.codec, device, precision)
-    data = packed_rows(config, store, speech.prompt)
+    speech = build_for_training(
+        config.model, config.kernels, stores.codec, device, precision, config.finetune, config.trainer.parameters
+    )
+    apply_activation_checkpointing(speech.model, config.trainer.activation_checkpointing)
+    data = packed_rows(config, stores, speech.prompt)
     rows_per_step = config.trainer.rows_per_step
-    num_steps = config.trainer.max_steps or math.ceil(data.rows_in(config.trainer.epochs) / rows_per_step)
+    if config.debug == "overfit_batch":
+        overfit_batch(data, rows_per_step)
+    if saved is not None:
+        continue_data(data, saved, rows_per_step, config.force)
+    num_steps = steps_to_train(data, config.trainer.max_steps, config.trainer.epochs, rows_per_step, saved)
     data.num_rows = num_steps * rows_per_step
-    arguments = training_arguments(config, run, num_steps, device, precision)
-    optimizer_factory = build_optimizer_factory(config.optimizer)
+    arguments = training_arguments(config, run, num_steps, device, precision, parallel)
 
     resolved = {"device": device, "precision": precision, "kernels": speech.kernels, "attn": speech.attn}
-    resolved["optimizer"] = optimizer_name(config.optimizer, device)
+    resolved |= {"parallel": parallel, "processes": num_processes()}
+    resolved["optimizer"] = optimizer_name(config.optimizer, device, parallel)
     tracker = None
     if is_first_process():
-        write_run_record(run, config, resolved=resolved, store=store_facts)
-        tracker = Tracker(run, config.logger, settings, start_step=step_of(state))
+        sources = [dataclasses.asdict(source) for source in data.sources]
+        write_run_record(run, config, resolved=resolved, store=stores.facts(), model=speech.notes, sources=sources)
+        tracker = Tracker(run, config.logger, settings, start_step=saved.step if saved else 0)
         print(describe(config, speech, data, num_steps, resolved), flush=True)
-    metrics, interrupt = MetricsCallback(tracker, data, rows_per_step), InterruptCallback()
+    interrupt = InterruptCallback()
     finished = False
     try:
         trainer = SpeechTrainer(
@@ -73,34 +106,65 @@ def train(config: TrainConfig) -> float:
             args=arguments,
             train_dataset=data,
             data_collator=PackingCollator(
-                pad_token_id=pad_token_id(speech), flatten=speech.attn == "flash_attention_2"
+                pad_token_id=pad_token_id(speech),
+                flatten=needs_flat_rows(speech.attn),
+                length=config.packing.max_length if config.packing.mode == "pad_to_max" else None,
             ),
-            optimizer_factory=optimizer_factory,
+            optimizer_factory=functools.partial(
+                build_optimizer, node=config.optimizer, device=device, parallel=parallel
+            ),
             schedule=config.schedule,
-            callbacks=[metrics, interrupt],
+            rows_per_step=rows_per_step,
+            saved=saved,
+            callbacks=[
+                MetricsCallback(tracker, data, rows_per_step, utilisation(speech, data, device)),
+                SanityCallback(config.sanity, first_loss_band(len(speech.tokenizer), start_of(config, speech))),
+                interrupt,
+            ],
         )
         trainer.remove_callback(PrinterCallback)
         with interrupt:
-            trainer.train(resume_from_checkpoint=str(state) if state else None)
-        if trainer.state.global_step < num_steps:
-            print(f"continue with resume=true output_dir={run}", file=sys.stderr)
-            raise KeyboardInterrupt
+            trainer.train(resume_from_checkpoint=str(saved.folder) if saved else None)
+        if interrupt.stopping and trainer.state.global_step < num_steps:
+            interrupt.leave(run, trainer.state.global_step, trainer.saved_step)
         finished = True
     finally:
         if tracker is not None:
             tracker.close(failed=not finished)
+    model = whole_model(trainer, speech.model)
     if is_first_process():
         card = CheckpointCard(
             speech.card.rules,
-            store.codec,
-            tuple(dict.fromkeys([config.lang.code, *speech.card.languages])),
+            stores.codec,
+            tuple(dict.fromkeys([*trained_languages(data), *speech.card.languages])),
             max(speech.card.max_length, int(data.plan.lengths.max())),
         )
         dtype = torch.bfloat16 if precision == "bf16" else None
-        save_checkpoint(run / "checkpoint", speech.model, speech.tokenizer, card, dtype)
+        with final_checkpoint(run, num_steps, trainer.saved_step):
+            save_checkpoint(run / "checkpoint", model, speech.tokenizer, card, dtype)
+            if config.finetune.name != "full":
+                save_adapter(run / "adapter", model, speech.tokenizer, card)
         print(f"checkpoint: {run / 'checkpoint'}")
+    loss = agree(last_loss(run) if is_first_process() else None, device)
     part_processes()
-    return last_loss(run)
+    return loss
+
+
+def start_of(config: TrainConfig, speech: SpeechModel) -> str:
+    """What the weights know before the first step, in the words of :func:`first_loss_band`."""
+    if config.model.checkpoint is None:
+        return "scratch"
+    return "extended" if "initialisation" in speech.notes["vocabulary"] else "speaks"
+
+
+def utilisation(speech: SpeechModel, data: PackedRows, device: str) -> Callable[[float], float | None] | None:
+    """Tokens a second → model FLOPs utilisation; none without a GPU."""
+    if device != "cuda":
+        return None
+    lengths = data.plan.lengths.astype(float)
+    flops = flops_per_token(speech.model.config, float((lengths**2).sum() / lengths.sum()))
+    name, devices = torch.cuda.get_device_name(), num_processes()
+    return lambda tokens_per_second: mfu(tokens_per_second, flops, name, devices)
 
 
 def last_loss(run: Path) -> float:
@@ -115,12 +179,22 @@ def pad_token_id(speech: SpeechModel) -> int:
 
 
 def describe(
-    config: TrainConfig, speech: SpeechModel, data: PackedRows, num_steps: int, resolved: dict[str, str]
+    config: TrainConfig, speech: SpeechModel, data: PackedRows, num_steps: int, resolved: dict[str, str | int]
 ) -> str:
-    parameters = sum(p.numel() for p in speech.model.parameters())
+    """What is about to be trained on what, for the person who waits: a line, and one for each of several sources."""
+    weights = speech.notes["finetune"]
+    learn = "" if weights["trainable"] == weights["all"] else f" ({weights['trainable'] / 1e6:,.1f} M of them learn)"
     dropped = f", {data.num_dropped:,} longer than {config.packing.max_length} left out" if data.num_dropped else ""
-    return (
-        f"{config.model.name}: {parameters / 1e6:,.1f} M parameters; {data.num_examples:,} examples{dropped}, "
-        f"rows of {config.packing.max_length} tokens filled to {data.plan.efficiency():.0%}; {num_steps:,} steps; "
+    lines = [
+        f"{config.model.name}: {weights['all'] / 1e6:,.1f} M parameters{learn}; "
+        f"{data.num_examples:,} examples{dropped}, rows of {config.packing.max_length} tokens "
+        f"filled to {data.plan.efficiency():.0%}; {num_steps:,} steps; "
         f"{', '.join(f'{key} {value}' for key, value in resolved.items())}"
-    )
+    ]
+    if len(data.sources) > 1:
+        lines += [
+            f"{source.name}: {source.num_examples:,} examples, {source.share:.1%} of the tokens, "
+            f"{source.repeats:.2f} times an epoch"
+            for source in data.sources
+        ]
+    return "\n".join(lines)

@@ -9,10 +9,7 @@ from llasa.codec.base import CodecSpec
 from llasa.config import KernelsConfig, ModelConfig
 from llasa.errors import UserError
 from llasa.model.checkpoint import PUBLISHED_CODEC, CheckpointCard, require_same_codec, save_checkpoint
-from llasa.model.kernels import resolve_attention, resolve_kernels
 from llasa.model.llama import build_for_training, load_for_inference
-from llasa.packing.collate import PackingCollator
-from llasa.tokens.byte_tokenizer import byte_tokenizer
 from llasa.tokens.prompt import PromptRules
 from tests.model.tiny import CODEC, examples, tiny_speech_model
 
@@ -78,25 +75,6 @@ def test_another_codec_is_refused(checkpoint):
     require_same_codec(PUBLISHED_CODEC, CodecSpec(**{**vars(PUBLISHED_CODEC), "fingerprint": "x"}), "a", "b")
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_text_llama_is_extended_with_the_codes(tmp_path, tied):
-    tokenizer = byte_tokenizer()
-    torch.manual_seed(0)
-    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text_model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), tie_word_embeddings=tied, **shape))
-    text_model.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    config = ModelConfig(name="llama_1b", checkpoint=str(tmp_path), lr=1e-4, max_length=256)
-    speech = build_for_training(config, TORCH, CODEC, "cpu", "fp32")
-    old = len(tokenizer)
-    assert len(speech.tokenizer) == speech.model.vocab_size == old + 8 + CODEC.codebook_size
-    embeddings, head = speech.model.get_input_embeddings().weight, speech.model.get_output_embeddings().weight
-    assert (embeddings is head) == tied
-    torch.testing.assert_close(embeddings[:old], text_model.get_input_embeddings().weight)
-    assert embeddings[old:].std() > 0
-    assert examples(speech, 1)[0].input_ids.max() < speech.model.vocab_size
-
-
 def test_what_is_no_checkpoint_is_said_in_one_line(tmp_path, checkpoint):
     folder, _ = checkpoint
     with pytest.raises(UserError, match="there is no checkpoint folder at"):
@@ -132,31 +110,12 @@ def test_a_published_checkpoint_without_a_card_gets_the_published_defaults(tmp_p
     assert speech.prompt.prompt("Ciao")[-1] == 128260
 
 
-def test_kernels_are_resolved_by_the_device():
-    assert resolve_kernels("auto", "cpu") == resolve_kernels("torch", "cuda") == "torch"
-    assert resolve_attention(KernelsConfig(name="auto"), "cpu", "bf16") == "sdpa"
-    assert resolve_attention(KernelsConfig(name="auto"), "cuda", "fp32") == "sdpa"
-    assert resolve_attention(KernelsConfig(name="auto", attn="eager"), "cuda", "bf16") == "eager"
-    with pytest.raises(UserError, match="CUDA"):
-        resolve_kernels("liger", "cpu")
-    with pytest.raises(UserError, match="flash-attn"):
-        resolve_attention(KernelsConfig(name="auto", attn="flash_attention_2"), "cpu", "bf16")
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_liger_gives_the_loss_of_plain_transformers(checkpoint):
-    folder, speech = checkpoint
-    batch = PackingCollator(pad_token_id=0)([examples(speech, 5)])
-    count = int((batch["labels"] != -100).sum())
-    expected = speech.model(**batch, num_items_in_batch=count).loss  # before Liger patches the process
-    expected.backward()
-    config = ModelConfig(name="own", checkpoint=str(folder), lr=1e-4, max_length=256)
-    liger = build_for_training(config, KernelsConfig(name="liger", attn="sdpa"), CODEC, "cuda", "fp32")
-    assert liger.kernels == "liger"
-    model = liger.model.to("cuda").train()  # the fused loss is used in training only
-    loss = model(**{key: value.cuda() for key, value in batch.items()}, num_items_in_batch=count).loss
-    loss.backward()
-    torch.testing.assert_close(loss.detach().cpu(), expected.detach(), atol=1e-4, rtol=1e-4)
-    for (name, p), (_, q) in zip(model.named_parameters(), speech.model.named_parameters(), strict=True):
-        torch.testing.assert_close(p.grad.cpu(), q.grad, atol=1e-3, rtol=1e-3, msg=name)
+def test_a_model_from_scratch_notes_what_was_done():
+    speech = tiny_speech_model(spread=0.1)
+    assert speech.notes["vocabulary"] == {
+        "initialisation": "normal, deviation 0.1",
+        "rows_after": len(speech.tokenizer),
+        "tied": True,
+    }
+    weights = sum(p.numel() for p in speech.model.parameters())
+    assert speech.notes["finetune"] == {"trainable": weights, "all": weights}

@@ -1,0 +1,367 @@
+"""How fast training is on a CPU, and what each of its parts gains; prints one JSON.
+
+    python experiments/benchmarks/train.py [--output FILE.json] [--only NAME …]
+
+Ratios are taken within one run, the sides in turn, because machines are noisy. Layouts and processes are timed
+through `llasa.training.run.train` as users run it, on a made-up store: clips of log-normal length with a mean of
+10 s, 50 codes a second, as many text bytes as Llama 3's tokenizer makes tokens of such a sentence. The model has
+the proportions of Llama-1B with 193,800 rows (28 % of the FLOPs in the head) at a thousandth of its size.
+What needs a GPU is in train_gpu.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+MEAN_SECONDS, SIGMA = 10.0, 0.5
+CODEBOOK = 2800
+MAX_LENGTH = 2048
+MODEL = [
+    "model=llasa_nano",
+    "model.architecture.hidden_size=128",
+    "model.architecture.intermediate_size=512",
+    "model.architecture.num_hidden_layers=4",
+    "optimizer=adamw",
+    "optimizer.lr=1e-4",
+    "logger=none",
+    "device=cpu",
+    f"packing.max_length={MAX_LENGTH}",
+    "trainer.log_every=1",
+    "checkpoint.every=0",
+]
+
+
+def seconds_of(count: int, seed: int = 0) -> np.ndarray:
+    """Seconds of ``count`` clips: log-normal, mean 10, within the default filters."""
+    rng = np.random.default_rng(seed)
+    return np.clip(rng.lognormal(np.log(MEAN_SECONDS) - SIGMA**2 / 2, SIGMA, count), 0.5, 29.0)
+
+
+def write_store(root: Path, count: int) -> Path:
+    """A token store of random codes and of sentences of 4 bytes a second of speech."""
+    from llasa.codec.base import CodecSpec
+    from llasa.corpus.store import plan_shards, write_manifest, write_plan, write_shard
+    from llasa.types import EncodedUtterance
+
+    rng = np.random.default_rng(0)
+    spec = CodecSpec("benchmark", "benchmark-1", 16_000, 50.0, CODEBOOK, ((0, CODEBOOK),))
+    rows = [
+        EncodedUtterance(
+            id=str(index),
+            text="a" * round(4 * seconds),
+            text_given="",
+            speaker="a",
+            language="it",
+            seconds=float(seconds),
+            codes=rng.integers(0, CODEBOOK, int(50 * seconds)).astype(np.uint16),
+        )
+        for index, seconds in enumerate(seconds_of(count))
+    ]
+    plan = {"codec": spec.to_dict(), "source": {"name": "benchmark"}}
+    write_plan(root, plan)
+    shards = plan_shards({"train": count}, 1000)
+    for shard in shards:
+        write_shard(root, shard, spec, rows[shard.start : shard.stop], [])
+    write_manifest(root, shards, plan, {})
+    return root
+
+
+def alternate(sides: dict[str, Callable[[], float]], repeats: int) -> dict[str, float]:
+    """Median of what each side returns, run in turn so that a slow minute of the machine meets all of them."""
+    values: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(repeats):
+        for name, function in sides.items():
+            values[name].append(function())
+    return {name: statistics.median(measured) for name, measured in values.items()}
+
+
+def timed(function: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    function()
+    return time.perf_counter() - begin
+
+
+def lines_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def tokens_per_second(run: Path) -> float:
+    """Useful tokens a second of a run's steps but the first two, whose start-up is not a step's."""
+    return statistics.median(line["tokens_per_second"] for line in lines_of(run)[2:])
+
+
+def peak_bytes(function: str, *arguments: Any) -> dict[str, Any]:
+    """Run a function of this file in a process of its own, which tells its peak memory beside the result."""
+    command = [sys.executable, __file__, "--call", function, json.dumps(arguments)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+
+
+# What each part measures
+
+
+def layout(workspace: Path) -> dict[str, Any]:
+    """Useful tokens a second of packed rows over one example a row, padded to all of it or to the batch's longest."""
+    from llasa.entry import compose_config
+    from llasa.training.run import train
+
+    store = write_store(workspace / "store", 3000)
+    modes = {
+        "pack": ["trainer.rows_per_step=4", "trainer.rows_per_device=4"],
+        "group": ["trainer.rows_per_step=16", "trainer.rows_per_device=16"],
+        "pad_to_max": ["trainer.rows_per_step=4", "trainer.rows_per_device=4"],
+    }
+    count = iter(range(1000))
+
+    def run(mode: str) -> float:
+        folder = workspace / f"{mode}-{next(count)}"
+        overrides = [*MODEL, *modes[mode], f"packing.mode={mode}", "trainer.max_steps=8"]
+        train(compose_config("train", [*overrides, f"store={store}", f"output_dir={folder}"]))
+        return tokens_per_second(folder)
+
+    speed = alternate({mode: lambda mode=mode: run(mode) for mode in modes}, 3)
+    mean = mean_tokens(store)
+    return {
+        "tokens_per_second": {mode: round(value) for mode, value in speed.items()},
+        "mean_tokens_of_an_example": round(mean, 1),
+        "pack_over_pad_to_max": round(speed["pack"] / speed["pad_to_max"], 2),
+        "goal": round(max(3.4, 0.9 * MAX_LENGTH / mean), 2),
+        "pack_over_group": round(speed["pack"] / speed["group"], 2),
+    }
+
+
+def prompt_builder() -> Any:
+    from llasa.tokens.byte_tokenizer import byte_tokenizer
+    from llasa.tokens.prompt import PromptBuilder, PromptRules
+    from llasa.tokens.vocabulary import SpeechVocabulary, extend_tokenizer
+
+    tokenizer = byte_tokenizer()
+    extend_tokenizer(tokenizer, CODEBOOK)
+    return PromptBuilder(tokenizer, SpeechVocabulary.from_tokenizer(tokenizer, CODEBOOK), PromptRules())
+
+
+def mean_tokens(store: Path) -> float:
+    from llasa.corpus.store import TokenStore
+    from llasa.packing.dataset import example_lengths
+
+    return float(example_lengths(TokenStore(store).rows("train"), prompt_builder()).mean())
+
+
+def loss(workspace: Path) -> dict[str, Any]:
+    """The chunked loss over full logits: 2,048 tokens, 193,800 rows, forward and backward."""
+    hidden, tokens = 512, 2048
+    sides = {"chunked": loss_function(True, tokens, hidden), "full": loss_function(False, tokens, hidden)}
+    seconds = alternate({name: lambda function=function: timed(function) for name, function in sides.items()}, 3)
+    peaks = {name: peak_bytes("loss_peak", name == "chunked", tokens, hidden)["bytes"] for name in sides}
+    return {
+        "tokens": tokens,
+        "vocabulary": 193_800,
+        "hidden": hidden,
+        "seconds": {name: round(value, 2) for name, value in seconds.items()},
+        "speed_ratio": round(seconds["full"] / seconds["chunked"], 2),
+        "peak_megabytes": {name: round(value / 1e6) for name, value in peaks.items()},
+        "memory_ratio": round(peaks["chunked"] / peaks["full"], 3),
+    }
+
+
+def loss_function(chunked: bool, tokens: int, hidden: int) -> Callable[[], None]:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from llasa.config import KernelsConfig
+    from llasa.model.kernels import apply_kernels
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": hidden, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 8}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=193_800, tie_word_embeddings=False, use_cache=False, **shape))
+    model.model.embed_tokens.weight.requires_grad_(False)  # whose gradient is not the loss's
+    ids = torch.randint(0, 193_800, (1, tokens))
+    if chunked:
+        apply_kernels(model, "torch", KernelsConfig(name="torch"))
+
+    def step() -> None:
+        model.zero_grad(set_to_none=False)
+        model(input_ids=ids, labels=ids, num_items_in_batch=tokens).loss.backward()
+
+    step()
+    return step
+
+
+def loss_peak(chunked: bool, tokens: int, hidden: int) -> dict[str, int]:
+    """Bytes that a step of the loss adds to the process at its peak; the gradients are there before it."""
+    import torch
+
+    torch.set_num_threads(1)
+    loss_function(chunked, 8, hidden)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    loss_function(chunked, tokens, hidden)
+    return {"bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before}
+
+
+def states(workspace: Path) -> dict[str, Any]:
+    """Bytes of the optimizers' states over those of fp32 AdamW, after a step on a model of 8 M parameters."""
+    import torch
+
+    from llasa.entry import compose_config
+    from llasa.training.optim import build_optimizer
+
+    def bytes_of(name: str) -> int:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Embedding(8000, 512), *(torch.nn.Linear(512, 2048) for _ in range(4)))
+        node = compose_config("train", [f"optimizer={name}"]).optimizer
+        optimizer = build_optimizer(model, node, "cpu")
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+        return sum(
+            value.numel() * value.element_size()
+            for state in optimizer.state.values()
+            for value in state.values()
+            if torch.is_tensor(value)
+        )
+
+    names = ["adam8bit", "adamw8bit", "muon"]
+    reference = bytes_of("adamw")
+    return {"adamw_bytes": reference, "ratio": {name: round(bytes_of(name) / reference, 3) for name in names}}
+
+
+def loader(workspace: Path) -> dict[str, Any]:
+    """Tokens a second that one process makes ready: rows read from the store, tokenised, packed, collated."""
+    from llasa.corpus.store import TokenStore
+    from llasa.packing.collate import PackingCollator
+    from llasa.packing.dataset import PackedRows
+
+    store = write_store(workspace / "store", 3000)
+    data = PackedRows(
+        TokenStore(store).rows("train"), prompt_builder(), max_length=8192, window=16_384, seed=0
+    )  # of two hours of speech
+    collate = PackingCollator(pad_token_id=0)
+    rows = min(len(data), 100)
+    seconds = timed(lambda: [collate([data[row]]) for row in range(rows)])
+    rate = data.num_tokens(0, rows) / seconds
+    published = 42_000
+    return {
+        "tokens_per_second": round(rate),
+        "over_an_h100": round(rate / published, 1),
+        "an_h100": f"{published} tokens/s of Llama-3.2-1B, FACTS section 4",
+    }
+
+
+def processes(workspace: Path) -> dict[str, Any]:
+    """Two gloo processes of one thread each over one process of one thread: the same rows a step."""
+    store = write_store(workspace / "store", 3000)
+    count = iter(range(1000))
+
+    def run(launcher: list[str]) -> float:
+        folder = workspace / f"processes-{next(count)}"
+        settings = [*MODEL, "trainer.rows_per_step=8", "trainer.rows_per_device=4", "trainer.max_steps=8"]
+        command = [sys.executable, *launcher, "train.py", *settings, f"store={store}", f"output_dir={folder}"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+        return tokens_per_second(folder)
+
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    speed = alternate({"one": lambda: run([]), "two": lambda: run(torchrun)}, 2)
+    return {
+        "tokens_per_second": {name: round(value) for name, value in speed.items()},
+        "ratio": round(speed["two"] / speed["one"], 2),
+    }
+
+
+def plan(workspace: Path) -> dict[str, Any]:
+    """The plan of an epoch of ten million examples: seconds, peak memory, share of the tokens that are examples."""
+    return {str(length): peak_bytes("plan_epoch", 10_000_000, length) for length in (2048, 8192)}
+
+
+def plan_epoch(examples: int, max_length: int) -> dict[str, Any]:
+    from llasa.packing.plan import PackingPlan
+
+    lengths = (seconds_of(examples) * 54).astype(np.int32) + 30
+    built = PackingPlan(np.minimum(lengths, max_length), max_length=max_length, window=16_384, seed=0)
+    seconds = timed(lambda: built.epoch(0))
+    return {
+        "examples": examples,
+        "rows": len(built.epoch(0)),
+        "seconds": round(seconds, 1),
+        "peak_gigabytes": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2),
+        "efficiency": round(built.efficiency(), 4),
+    }
+
+
+def recompute(workspace: Path) -> dict[str, Any]:
+    """Tokens a second with activation checkpointing over without."""
+    from llasa.entry import compose_config
+    from llasa.training.run import train
+
+    store = write_store(workspace / "store", 1000)
+    count = iter(range(1000))
+
+    def run(mode: str) -> float:
+        folder = workspace / f"{mode}-{next(count)}"
+        overrides = [*MODEL, "trainer.rows_per_step=4", "trainer.rows_per_device=4", "trainer.max_steps=6"]
+        overrides += [f"trainer.activation_checkpointing={mode}", f"store={store}", f"output_dir={folder}"]
+        train(compose_config("train", overrides))
+        return tokens_per_second(folder)
+
+    speed = alternate({mode: lambda mode=mode: run(mode) for mode in ("none", "selective", "full")}, 2)
+    return {mode: round(value / speed["none"], 2) for mode, value in speed.items()}
+
+
+PARTS = (layout, loss, states, loader, processes, plan, recompute)
+CALLED = {function.__name__: function for function in (loss_peak, plan_epoch)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--only", nargs="+", choices=[part.__name__ for part in PARTS])
+    parser.add_argument("--call", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.call:
+        name, values = arguments.call
+        print(json.dumps(CALLED[name](*json.loads(values))))
+        return
+    import torch
+
+    results: dict[str, Any] = {
+        "machine": {
+            "gpu": "none",
+            "cpu": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+        }
+    }
+    if arguments.output and arguments.output.is_file() and arguments.only:
+        results = json.loads(arguments.output.read_text())
+    for part in PARTS:
+        if arguments.only and part.__name__ not in arguments.only:
+            continue
+        with tempfile.TemporaryDirectory(prefix="llasa-benchmark-") as folder:
+            os.environ["LLASA_CACHE"] = folder
+            print(f"{part.__name__} …", file=sys.stderr, flush=True)
+            results[part.__name__] = part(Path(folder))
+        text = json.dumps(results, indent=2)
+        if arguments.output:
+            arguments.output.write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
