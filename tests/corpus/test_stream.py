@@ -222,7 +222,7 @@ def test_parquet_files_in_an_object_store(bucket, corpus, monkeypatch):
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 READ_ALL = """
-import json, resource, sys
+import json, os, resource, sys
 from llasa.corpus.hub import HubSource
 
 columns = {"audio": "audio", "text": "text"}
@@ -233,7 +233,8 @@ for _, fetch in zip(range(3), source.rows("train", 0, 1)):
 before, rows, size = peak(), 0, 0
 for _, fetch in source.rows("train", 0, source.splits()["train"]):
     rows, size = rows + 1, size + len(fetch().audio)
-print(json.dumps({"rows": rows, "megabytes": size / 2**20, "growth": peak() - before}))
+print(json.dumps({"rows": rows, "megabytes": size / 2**20, "growth": peak() - before}), flush=True)
+os._exit(0)  # the reading threads of `datasets` now and then abort an interpreter that is being taken down
 """
 
 
