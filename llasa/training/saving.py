@@ -160,7 +160,7 @@ def final_checkpoint(run: Path, step: int, saved_step: int) -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # safetensors and tokenizers have errors of their own for a full disk; others go on
         cause = error.__cause__ if isinstance(error, UserError) else error
         if cause is None or not is_disk_failure(cause):
             raise
