@@ -36,6 +36,9 @@ UNUSABLE_PATH = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENO
 OPEN_DICTIONARIES = {"train": ("stores", "mixture.weights")}
 """Fields whose keys are the user's own: Hydra's check of names would reach into them."""
 
+# Hydra makes the folder of a job before the job runs; a job that writes nothing needs none.
+OmegaConf.register_new_resolver("run_folder", lambda plan, folder: "." if plan else folder, replace=True)
+
 for _name, _schema in ROOTS.items():
     _node = OmegaConf.structured(_schema)
     for _key in OPEN_DICTIONARIES.get(_name, ()):

@@ -141,8 +141,8 @@ class KernelsConfig:
     name: str = MISSING
     """auto = liger on CUDA, torch elsewhere."""
     attn: str = "auto"
-    """auto = the newest FlashAttention that is installed and suits the device, else flex_attention on CUDA, else
-    sdpa."""
+    """auto = the newest FlashAttention that is installed and suits the device, else flex_attention on CUDA in
+    bf16; sdpa_varlen on the CPU; else sdpa."""
     loss_chunk_size: int = 256
     """torch: positions whose logits exist at a time."""
     liger_chunk_memory: int = 8
@@ -154,7 +154,7 @@ class KernelsConfig:
     def __post_init__(self) -> None:
         require_choice("kernels.name", self.name, ("auto", "liger", "torch"))
         flash = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
-        require_choice("kernels.attn", self.attn, ("auto", "eager", "flex_attention", "sdpa", *flash))
+        require_choice("kernels.attn", self.attn, ("auto", "eager", "flex_attention", "sdpa", "sdpa_varlen", *flash))
         require(self.loss_chunk_size >= 1, "kernels.loss_chunk_size", self.loss_chunk_size, "use 1 or more")
         require(self.liger_chunk_memory >= 1, "kernels.liger_chunk_memory", self.liger_chunk_memory, "use 1 or more")
 

@@ -10,6 +10,11 @@ flex_attention      the same rule as a `BlockMask`: blocks of 128 x 128 without 
 flash_attention_N   no mask at all: the kernel's variable lengths. From `position_ids` alone transformers finds them in
                     a batch of one row only, and in every layer again, which waits for the device each time. So the
                     forward that computes the loss passes :func:`variable_lengths`, found once
+
+and one of our own, the CPU's default:
+
+sdpa_varlen         no mask either: torch's causal kernel for one example after another. Work grows with the sum of
+                    the squared lengths, as FlashAttention's does; a mask costs the square of the row
 """
 
 from __future__ import annotations
@@ -19,11 +24,15 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from llasa.config import KernelsConfig
 from llasa.errors import UserError
 
-SDPA, FLEX = "sdpa", "flex_attention"
+SDPA, FLEX, SDPA_VARLEN = "sdpa", "flex_attention", "sdpa_varlen"
 AMPERE, HOPPER = 8, 9
 
 
@@ -47,8 +56,8 @@ FLASH = {
 def resolve_attention(config: KernelsConfig, device: str, precision: str) -> str:
     """The attention implementation, by its name in transformers.
 
-    auto: on CUDA in bf16 the newest FlashAttention that is installed and made for the GPU, else flex attention; sdpa in
-    fp32 and elsewhere.
+    auto: on CUDA in bf16 the newest FlashAttention that is installed and made for the GPU, else flex attention, and
+    sdpa in fp32; on the CPU sdpa_varlen; sdpa elsewhere.
 
     Raises:
         UserError: the one that was asked for cannot work here.
@@ -81,8 +90,9 @@ def choose_attention(requested: str, device: str, precision: str, major: int, in
         for name in FLASH:
             if obstacle(name, device, precision, major, installed) is None:
                 return name
-        flex = precision == "bf16" and obstacle(FLEX, device, precision, major, installed) is None
-        return FLEX if flex else SDPA
+        if precision == "bf16" and obstacle(FLEX, device, precision, major, installed) is None:
+            return FLEX
+        return SDPA_VARLEN if device == "cpu" else SDPA
     reason = obstacle(requested, device, precision, major, installed)
     if reason is not None:
         raise UserError(
@@ -94,7 +104,7 @@ def choose_attention(requested: str, device: str, precision: str, major: int, in
 
 def obstacle(name: str, device: str, precision: str, major: int, installed: set[str]) -> str | None:
     """Why an attention cannot train here, or none."""
-    if name in (SDPA, "eager"):
+    if name in (SDPA, SDPA_VARLEN, "eager"):
         return None
     if device != "cuda":
         return "needs a CUDA device: it has no backward pass elsewhere"
@@ -115,11 +125,11 @@ def obstacle(name: str, device: str, precision: str, major: int, installed: set[
 
 def needs_flat_rows(attn: str) -> bool:
     """Whether a batch must be a single row of all examples for transformers to keep them apart by itself."""
-    return attn in FLASH
+    return attn in FLASH or attn == SDPA_VARLEN
 
 
 def variable_lengths(attn: str, position_ids: torch.Tensor | None) -> dict[str, Any]:
-    """What a FlashAttention needs to keep examples apart, as arguments for the model's forward; else nothing.
+    """What FlashAttention and sdpa_varlen need to keep examples apart, as arguments of the forward; else nothing.
 
     Args:
         position_ids: [rows, length], restarting at 0 with each example (padding counts as one). Rows are laid end to
@@ -129,7 +139,7 @@ def variable_lengths(attn: str, position_ids: torch.Tensor | None) -> dict[str, 
         The boundaries of the examples as int32 [examples + 1], twice (queries, keys), and the longest, in tokens. Waits
         for the device once.
     """
-    if attn not in FLASH or position_ids is None:
+    if not needs_flat_rows(attn) or position_ids is None:
         return {}
     positions = position_ids.reshape(-1)
     starts = (positions == 0).nonzero().reshape(-1)
@@ -141,3 +151,53 @@ def variable_lengths(attn: str, position_ids: torch.Tensor | None) -> dict[str, 
         "max_length_q": longest,
         "max_length_k": longest,
     }
+
+
+def attend_by_example(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    position_ids: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """sdpa_varlen: causal attention within each example of packed rows; elsewhere what `sdpa` does.
+
+    Args:
+        query, key, value: [rows, heads, length, head width]; keys and values may have fewer heads.
+        cu_seq_lens_q: boundaries of the examples, [examples + 1], from :func:`variable_lengths`. A caller that
+            leaves them out (a plain forward of packed rows) has them found here, in every layer again.
+
+    Returns:
+        [rows, length, heads, head width], and no weights.
+    """
+    rows, _, length, _ = query.shape
+    whole = attention_mask is None and length == key.shape[2] and position_ids is not None
+    if cu_seq_lens_q is None and whole and int((position_ids == 0).sum()) > len(position_ids):
+        cu_seq_lens_q = variable_lengths(SDPA_VARLEN, position_ids.expand(rows, -1))["cu_seq_lens_q"]
+    if cu_seq_lens_q is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    if rows > 1:
+        query, key, value = (states.transpose(0, 1).flatten(1, 2)[None] for states in (query, key, value))
+    sizes = cu_seq_lens_q.diff().tolist()
+    examples = zip(query.split(sizes, 2), key.split(sizes, 2), value.split(sizes, 2), strict=True)
+    grouped = query.shape[1] != key.shape[1]
+    outputs = [
+        scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=grouped)
+        for q, k, v in examples
+    ]
+    output = torch.cat([output.transpose(1, 2) for output in outputs], dim=1)
+    return output.view(rows, length, *output.shape[2:]), None
+
+
+def mask_of_padding(*args: Any, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor | None:
+    """The mask of `sdpa` for a batch that says what is padding; none for packed rows."""
+    return None if attention_mask is None else sdpa_mask(*args, attention_mask=attention_mask, **kwargs)
+
+
+AttentionInterface.register(SDPA_VARLEN, attend_by_example)
+AttentionMaskInterface.register(SDPA_VARLEN, mask_of_padding)

@@ -15,7 +15,7 @@ a number of the residual stream (4 unless weights are bf16), b of the arithmetic
     attention            b T q      queries, and again its result           b T k    keys, and again values (b T q each
                          4 T heads  log-sum-exp                                      where heads are repeated: sdpa with
                          b T S      the mask: sdpa alone, and again in                a mask, eager)
-                                    each layer
+                                    each layer                      b T q    sdpa_varlen's results, put together
     MLP                  b T f      gate, SiLU of gate, up, their product
 
 Liger's layers and compiled ones keep neither what is normalised nor SiLU. Weights that do not learn keep no input.
@@ -117,7 +117,8 @@ def layer_bytes(config: Any, work: Workload) -> LayerBytes:
     adapters = 7 * b * work.finetune.rank if work.trains == "adapters" else 0
     scores = (4 if b == 4 else 6) * heads * work.length if eager else 0
     mask = b * work.length if work.attn == "sdpa" else 0
-    attention = b * (q + 2 * kv + q) + scores + mask + (0 if eager else 4 * heads)
+    joined = b * q if work.attn == "sdpa_varlen" else 0
+    attention = b * (q + 2 * kv + q) + joined + scores + mask + (0 if eager else 4 * heads)
     mlp = (2 if fused else 3) * b * f
     everything = norms + inputs + adapters + attention + mlp
     if work.checkpointing == "none":

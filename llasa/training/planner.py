@@ -33,7 +33,7 @@ from llasa.training.cost import (
 )
 from llasa.training.data import SPLIT, Stores, open_stores
 from llasa.training.memory import StepMemory, Workload, model_bytes, step_memory
-from llasa.training.optim import optimizer_name, resolve_optimizer
+from llasa.training.optim import check_optimizer, optimizer_name, resolve_optimizer
 from llasa.training.parallel import require_shardable
 
 GIB = 2**30
@@ -213,6 +213,8 @@ def print_plan(config: TrainConfig) -> None:
     stores = find_stores(config)
     planner = Planner(config, stores.codec.codebook_size if stores else XCODEC2_CODES)
     plans = [planner.plan(n) for n in planner.processes()]
+    for parallel in dict.fromkeys(plan.parallel for plan in plans):
+        check_optimizer(config.optimizer, planner.choices.device, parallel)
     print("\n".join([*_head(planner, stores, plans[0]), "", *_table(plans), "", *_fits(planner, plans)]))
     print("\n".join(["", *_time(planner, plans, stores)]))
 

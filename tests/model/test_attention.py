@@ -16,6 +16,7 @@ from llasa.model.attention import (
 )
 from llasa.packing.collate import PackingCollator
 from llasa.types import Example
+from tests.model.tiny import examples, tiny_speech_model
 
 ALL = {"flash_attention_2", "flash_attention_3", "flash_attention_4", "triton"}
 
@@ -23,8 +24,8 @@ ALL = {"flash_attention_2", "flash_attention_3", "flash_attention_4", "triton"}
 @pytest.mark.parametrize(
     ("device", "precision", "major", "installed", "expected"),
     [
-        ("cpu", "fp32", 0, ALL, "sdpa"),
-        ("cpu", "bf16", 0, ALL, "sdpa"),
+        ("cpu", "fp32", 0, ALL, "sdpa_varlen"),
+        ("cpu", "bf16", 0, ALL, "sdpa_varlen"),
         ("mps", "bf16", 0, ALL, "sdpa"),
         ("cuda", "bf16", 10, ALL, "flash_attention_4"),  # Blackwell
         ("cuda", "bf16", 10, ALL - {"flash_attention_4"}, "flash_attention_2"),  # 3 is Hopper's alone
@@ -64,13 +65,13 @@ def test_one_that_cannot_work_is_refused(requested, device, precision, major, in
     assert "kernels.attn=auto" in str(caught.value)
 
 
-@pytest.mark.parametrize("requested", ["sdpa", "eager", "flex_attention", *sorted(ALL - {"triton"})])
+@pytest.mark.parametrize("requested", ["sdpa", "sdpa_varlen", "eager", "flex_attention", *sorted(ALL - {"triton"})])
 def test_one_that_can_work_is_taken(requested):
     assert choose_attention(requested, "cuda", "bf16", 9, ALL) == requested
 
 
 def test_resolved_with_the_facts_of_this_machine():
-    assert resolve_attention(KernelsConfig(name="auto"), "cpu", "fp32") == "sdpa"
+    assert resolve_attention(KernelsConfig(name="auto"), "cpu", "fp32") == "sdpa_varlen"
     assert resolve_attention(KernelsConfig(name="auto", attn="eager"), "cpu", "fp32") == "eager"
     assert installed_kernels() <= ALL
     if not torch.cuda.is_available():
@@ -105,4 +106,31 @@ def test_variable_lengths_are_those_that_transformers_finds_in_one_row():
 
 def test_which_attention_needs_a_single_row():
     assert [needs_flat_rows(name) for name in ("sdpa", "eager", "flex_attention")] == [False] * 3
-    assert all(needs_flat_rows(f"flash_attention_{version}") for version in (2, 3, 4))
+    assert all(
+        needs_flat_rows(name) for name in ("sdpa_varlen", *(f"flash_attention_{version}" for version in (2, 3, 4)))
+    )
+
+
+def test_sdpa_varlen_is_sdpa_where_rows_are_not_packed():
+    """Padded prompts, a cache, a plain forward of packed rows: as when a model that trains is asked to speak."""
+    speech = tiny_speech_model(spread=0.2)
+    model = speech.model
+    prompts = [examples(speech, 1)[0].input_ids[:n] for n in (9, 5)]
+    ids = torch.zeros(2, 9, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, 9 - len(prompt) :], mask[row, 9 - len(prompt) :] = torch.from_numpy(np.array(prompt)), 1
+    positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4], [0, 1, 2, 0, 1, 2, 3, 4, 5]])
+    found = {}
+    for attn in ("sdpa", "sdpa_varlen"):
+        model.set_attn_implementation(attn)
+        spoken = [
+            model.generate(
+                rows, attention_mask=attended, max_new_tokens=12, do_sample=False, pad_token_id=0, use_cache=True
+            )
+            for rows, attended in ((ids, mask), (ids[:1], mask[:1]))
+        ]
+        with torch.no_grad():
+            found[attn] = (*spoken, model(ids, position_ids=positions, use_cache=False).logits)
+    for expected, got in zip(found["sdpa"], found["sdpa_varlen"], strict=True):
+        torch.testing.assert_close(got, expected)

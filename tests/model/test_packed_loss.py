@@ -56,7 +56,7 @@ def running_on(batch):
     return {**batch, "position_ids": torch.arange(batch["input_ids"].shape[1]).expand_as(batch["input_ids"])}
 
 
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+@pytest.mark.parametrize("attn", ["sdpa", "sdpa_varlen", "eager"])
 @pytest.mark.parametrize(("rows", "flatten"), [(1, False), (3, False), (3, True)])
 def test_packed_equals_per_sample(attn, rows, flatten):
     speech = tiny_speech_model(attn=attn)
@@ -68,7 +68,7 @@ def test_packed_equals_per_sample(attn, rows, flatten):
     assert_close(loss.item(), gradients(model), expected_loss, expected_grads)
 
 
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+@pytest.mark.parametrize("attn", ["sdpa", "sdpa_varlen", "eager"])
 def test_the_comparison_would_see_a_leak(attn):
     speech = tiny_speech_model(attn=attn)
     samples = examples(speech, 4)

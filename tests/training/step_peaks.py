@@ -55,6 +55,7 @@ def workload(
     finetune: dict[str, Any] | None = None,
     chunk: int | None = 64,
     micro_batches: int = 1,
+    attn: str = "sdpa",
 ) -> Workload:
     return Workload(
         rows=ROWS,
@@ -62,7 +63,7 @@ def workload(
         checkpointing=checkpointing,
         bf16=bf16,
         weights_bf16=weights == "bf16",
-        attn="sdpa",
+        attn=attn,
         kernel="torch",
         kernels=kernels(chunk),
         finetune=FinetuneConfig(**(finetune or {"name": "full"})),
@@ -73,6 +74,7 @@ def workload(
 def measured_peak(tied: bool = True, eight_bit: bool = False, micro_batches: int = 1, **settings: Any) -> int:
     work = workload(micro_batches=micro_batches, **settings)
     config = shape(tied)
+    config._attn_implementation = work.attn
     positions = torch.cat([torch.arange(100), torch.arange(LENGTH - 100)]).repeat(ROWS, 1)
     ids = torch.randint(0, config.vocab_size, (ROWS, LENGTH), generator=torch.Generator().manual_seed(0))
     gc.collect()

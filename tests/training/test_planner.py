@@ -185,6 +185,7 @@ def decoder_and_work(attn="sdpa", heads=2, bf16=False, weights="fp32", finetune=
 SETTINGS = [
     {},
     {"heads": 4},
+    {"attn": "sdpa_varlen"},
     {"attn": "eager"},
     {"attn": "eager", "bf16": True},
     {"bf16": True},
@@ -230,7 +231,9 @@ def test_activations_are_what_autograd_keeps(settings):
 
 
 @pytest.mark.parametrize("checkpointing", ["selective", "full"])
-@pytest.mark.parametrize("settings", [{}, {"heads": 4}, {"bf16": True}, {"finetune": LORA}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"heads": 4}, {"attn": "sdpa_varlen"}, {"bf16": True}, {"finetune": LORA}], ids=str
+)
 def test_activations_are_what_a_checkpoint_keeps(settings, checkpointing):
     def kept(layers):
         model, config, work, batch = decoder_and_work(checkpointing=checkpointing, **settings)
@@ -251,6 +254,7 @@ def test_activations_are_what_a_checkpoint_keeps(settings, checkpointing):
 
 PEAKS = [
     {},
+    {"attn": "sdpa_varlen"},
     {"checkpointing": "selective"},
     {"checkpointing": "full", "micro_batches": 2},
     {"eight_bit": True, "chunk": None, "tied": False},
@@ -288,7 +292,8 @@ def test_peaks_are_within_15_per_cent_of_measured_ones(measured_peaks):
 
 def test_measured_peaks_differ(measured_peaks):
     """Against a measurement that sees nothing of what the cases are about."""
-    none, selective, full, wide, bf16, bf16_full, lora = measured_peaks
+    none, varlen, selective, full, wide, bf16, bf16_full, lora = measured_peaks
+    assert varlen != none
     assert selective < 0.9 * none
     assert full < 0.9 * none
     assert wide > 1.1 * none

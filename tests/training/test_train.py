@@ -48,7 +48,7 @@ def test_a_run_leaves_metrics_a_record_and_a_checkpoint(toy_store, tmp_path):
     assert config["seed"] == 0
     record = json.loads((tmp_path / "run" / "provenance.json").read_text())
     alone = {"parallel": "single", "processes": 1}
-    choices = {"device": "cpu", "precision": "fp32", "kernels": "torch", "attn": "sdpa", **ADAMW, **alone}
+    choices = {"device": "cpu", "precision": "fp32", "kernels": "torch", "attn": "sdpa_varlen", **ADAMW, **alone}
     assert record["resolved"] == choices
     speech = load_for_inference(str(tmp_path / "run" / "checkpoint"), "cpu")
     card, longest = speech.card, example_lengths(TokenStore(toy_store).rows("train"), speech.prompt).max()
