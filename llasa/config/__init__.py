@@ -16,6 +16,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from llasa.config.inference import InferConfig, SamplingConfig
+from llasa.config.monitoring import HeldOutConfig, SamplesConfig
 from llasa.config.preprocessing import (
     FiltersConfig,
     PreprocessConfig,
@@ -49,6 +50,7 @@ __all__ = [
     "CheckpointConfig",
     "FiltersConfig",
     "FinetuneConfig",
+    "HeldOutConfig",
     "InferConfig",
     "KernelsConfig",
     "LangConfig",
@@ -60,6 +62,7 @@ __all__ = [
     "PreprocessConfig",
     "PublicationConfig",
     "RunnerConfig",
+    "SamplesConfig",
     "SamplingConfig",
     "SanityConfig",
     "ScheduleConfig",

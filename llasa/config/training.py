@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from llasa.config.monitoring import HeldOutConfig, SamplesConfig
 from llasa.config.shared import LangConfig, LoggerConfig
 from llasa.config.validation import is_positive_range, require, require_choice
 
@@ -293,6 +294,10 @@ class TrainConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     sanity: SanityConfig = field(default_factory=SanityConfig)
+    heldout: HeldOutConfig = field(default_factory=HeldOutConfig)
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
+    objective: str = "loss"
+    """What a sweep minimises, or maximises if it is an accuracy: a key of the metrics."""
     store: str = MISSING
     stores: dict[str, str] = field(default_factory=dict)
     """Several stores, by name, instead of ``store``."""

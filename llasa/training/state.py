@@ -26,8 +26,8 @@ from llasa.training.saving import PARTIAL, DamagedStateError, read_state, step_o
 
 STATE = "state"
 MAY_CHANGE = (
-    "checkpoint", "device", "force", "logger", "output_dir", "packing.workers", "plan", "resume", "sanity",
-    "trainer.log_every",
+    "checkpoint", "device", "force", "heldout", "logger", "objective", "output_dir", "packing.workers", "plan",
+    "resume", "samples", "sanity", "trainer.log_every",
 )  # fmt: skip
 """Config keys that a resumed run may have otherwise: they change neither what is learned nor its order."""
 ROUNDING = ("kernels", "parallel", "trainer.activation_checkpointing", "trainer.rows_per_device")
