@@ -1,6 +1,7 @@
 """Where a result comes from: commit, versions, seeds and the resolved config, into every run folder and store.
 
-Nothing here depends on the time or the machine's paths, so that the same inputs give the same bytes.
+Nothing here depends on the time or the machine's paths, so that the same inputs give the same bytes. What a machine
+is made of goes into the record of a run alone (:func:`write_run_record`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import platform
 import subprocess
 import uuid
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,16 +21,21 @@ from typing import Any
 from llasa.paths import is_local
 
 PACKAGES = (
+    "numpy",
     "torch",
     "transformers",
     "datasets",
     "accelerate",
     "peft",
+    "soundfile",
+    "soxr",
     "pycodec2",
     "liger-kernel",
     "bitsandbytes",
     "flash-attn",
 )
+RUN_PACKAGES = ("hydra-core", "omegaconf", "wandb", "tensorboard")
+"""Of a run's record only: they change no result."""
 CONFIG, RECORD = "config.yaml", "provenance.json"
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -38,9 +45,10 @@ def provenance() -> dict[str, Any]:
     return {"commit": git_commit(), "python": platform.python_version(), "packages": package_versions()}
 
 
-def package_versions() -> dict[str, str]:
+def package_versions(names: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Of those that are installed."""
     versions = {}
-    for name in PACKAGES:
+    for name in names:
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
@@ -61,11 +69,32 @@ def git_diff() -> bytes:
     return _git("diff", "--no-color", "--no-ext-diff", "--binary", "HEAD") or b""
 
 
+def untracked_files() -> list[str]:
+    """Code and configs that git does not know, so that neither commit nor diff holds them."""
+    names = _git("ls-files", "--others", "--exclude-standard", "-z", "--", "*.py", "*.yaml") or b""
+    return sorted(name.decode(errors="replace") for name in names.split(b"\0") if name)
+
+
+def machine() -> dict[str, Any]:
+    """What a run had to compute with: system, processors, GPUs and their driver. No names, no paths."""
+    facts: dict[str, Any] = {"system": platform.platform(), "cpus": os.cpu_count()}
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    lines = (_output(*query) or b"").decode(errors="replace").splitlines()
+    gpus = [line.split(", ") for line in lines if line.count(", ") == 2]
+    if gpus:
+        facts["gpus"] = [f"{name}, {memory}" for name, memory, _ in gpus]
+        facts["driver"] = gpus[0][2]
+    return facts
+
+
 def _git(*arguments: str) -> bytes | None:
+    return _output("git", "-C", str(REPOSITORY), *arguments)
+
+
+def _output(*command: str) -> bytes | None:
+    """What a command prints, none where it is not there or fails."""
     try:
-        result = subprocess.run(
-            ["git", "-C", str(REPOSITORY), *arguments], capture_output=True, timeout=30, check=False
-        )
+        result = subprocess.run(command, capture_output=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return result.stdout if result.returncode == 0 else None
@@ -117,16 +146,26 @@ def remove_temporary(path: Path) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def write_run_record(folder: Path, config: Any, **facts: Any) -> None:
-    """`config.yaml` (resolved), `provenance.json` and, when the code differs from its commit, `git.diff`."""
+def write_run_record(folder: Path, config: Any, **facts: Any) -> dict[str, Any]:
+    """`config.yaml` (resolved), `provenance.json` and, when the code differs from its commit, `git.diff`.
+
+    Returns:
+        What is in `provenance.json`: of :func:`provenance`, the machine, and ``facts``.
+    """
     import yaml
 
     folder.mkdir(parents=True, exist_ok=True)
     resolved = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
     write_atomically(folder / CONFIG, resolved.encode())
-    write_json(folder / RECORD, provenance() | facts)
+    record = provenance() | {"machine": machine()}
+    record["packages"] |= package_versions(RUN_PACKAGES)
+    if untracked := untracked_files():
+        record["untracked"] = untracked
+    record |= facts
+    write_json(folder / RECORD, record)
     diff = git_diff()
     if diff:
         write_atomically(folder / "git.diff", diff)
     else:
         (folder / "git.diff").unlink(missing_ok=True)
+    return record

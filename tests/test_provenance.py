@@ -14,7 +14,15 @@ import pytest
 import yaml
 
 from llasa.entry import compose_config
-from llasa.provenance import package_versions, provenance, write_atomically, write_json, write_run_record
+from llasa.provenance import (
+    RUN_PACKAGES,
+    machine,
+    package_versions,
+    provenance,
+    write_atomically,
+    write_json,
+    write_run_record,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -77,7 +85,8 @@ def test_versions_are_those_installed():
     assert {"torch", "transformers"} <= set(versions)
     assert all(versions[name] == version(name) for name in versions)
     record = provenance()
-    assert set(record) == {"commit", "python", "packages"}
+    assert set(record) == {"commit", "python", "packages"}  # of stores too, whose bytes no machine may change
+    assert "wandb" not in record["packages"]
     assert record["python"] == ".".join(map(str, sys.version_info[:3]))
     assert json.loads(json.dumps(record)) == record
 
@@ -132,6 +141,27 @@ def test_untracked_files_are_not_a_change(checkout):
     assert in_copy(checkout, "git_commit()") == git(checkout, "rev-parse", "HEAD").strip()
 
 
+def test_the_run_record_names_the_code_that_git_does_not_know(checkout):
+    """Fails when files that git ignores are named, or others than code and configs."""
+    record = "write_run_record(Path({!r}), dataclasses.make_dataclass('Config', ['seed'])(7))"
+    assert "untracked" not in in_copy(checkout, record.format(str(checkout.parent / "known")))
+    (checkout / ".gitignore").write_text("__pycache__/\nignored.py\n")
+    git(checkout, "commit", "--quiet", "-am", "ignore")
+    for name in ("perché.py", "ignored.py", "notes.md", "llasa/own.yaml"):
+        (checkout / name).write_text("x")
+    written = in_copy(checkout, record.format(str(checkout.parent / "own")))
+    assert written["untracked"] == ["llasa/own.yaml", "perché.py"]
+    assert written == json.loads((checkout.parent / "own" / "provenance.json").read_text())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(shutil.which("nvidia-smi") is None, reason="no NVIDIA driver")
+def test_the_gpu_is_the_one_that_torch_sees():
+    import torch
+
+    assert any(gpu.startswith(torch.cuda.get_device_name()) for gpu in machine()["gpus"])
+
+
 @pytest.mark.parametrize("staged", [False, True])
 def test_a_changed_checkout_is_dirty_and_its_diff_restores_it(checkout, staged, tmp_path):
     commit = git(checkout, "rev-parse", "HEAD").strip()
@@ -173,7 +203,14 @@ def test_the_run_record_holds_the_resolved_config(tmp_path):
     assert (record["lang"]["code"], record["logger"]["name"], record["store"]) == ("de", "none", "Körper, 1")
     assert list(record)[:2] == ["model", "lang"]
     facts = json.loads((folder / "provenance.json").read_text())
-    assert facts == {**provenance(), "resolved": {"device": "cpu"}, "store": {"rows": 3}}
+    base = provenance()
+    assert facts["packages"] == base["packages"] | package_versions(RUN_PACKAGES)
+    assert {"wandb", "hydra-core", "numpy", "soundfile"} <= set(facts["packages"])
+    assert facts["machine"] == machine()
+    assert facts["machine"]["cpus"] == os.cpu_count()
+    facts.pop("untracked", None)
+    expected = {**base, "machine": machine(), "resolved": {"device": "cpu"}, "store": {"rows": 3}}
+    assert {**facts, "packages": base["packages"]} == expected
     assert set(names(folder)) - {"git.diff"} == {"config.yaml", "provenance.json"}
 
 

@@ -33,7 +33,17 @@ class LoggerConfig:
     name: str = MISSING
     project: str = "llasa"
     run_name: str | None = None
+    """none = the name of the run folder, and in a sweep what differs between its jobs."""
     group: str | None = None
+    """none = in a sweep, the name of the sweep's folder."""
+    artifacts: bool = False
+    """wandb only: upload the final checkpoint, and the best one, when the run ends."""
 
     def __post_init__(self) -> None:
         require_choice("logger.name", self.name, ("none", "tensorboard", "wandb"))
+        require(
+            not self.artifacts or self.name == "wandb",
+            "logger.artifacts",
+            self.artifacts,
+            "only Weights & Biases takes files; use logger=wandb with it",
+        )
