@@ -18,7 +18,8 @@ class HeldOutConfig:
     rows: int = 32
     """Packed rows that are measured, always the same ones; a row is `packing.max_length` tokens."""
     metric: str = "heldout/loss"
-    """Decides which checkpoint is best: any key of the metrics; accuracies are to grow, all else to fall."""
+    """Decides which checkpoint is best: any key of the metrics; accuracies and `samples/stopped` are to
+    grow, all else to fall."""
     keep_best: bool = True
     """Keep the best checkpoint in RUN/best, ready for infer.py."""
 

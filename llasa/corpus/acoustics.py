@@ -8,9 +8,9 @@ source, at most 0.72 to another. Cost: about 1 ms per second of audio.
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
+
+from llasa.pictures import mel_filters, spectrogram
 
 HOP_SECONDS = 0.010
 WINDOW_SECONDS = 0.032
@@ -27,26 +27,8 @@ def log_mel(waveform: np.ndarray, sample_rate: int) -> np.ndarray:
     """
     window = 1 << round(np.log2(WINDOW_SECONDS * sample_rate))
     power = spectrogram(waveform, window, round(HOP_SECONDS * sample_rate))
-    decibels = 10 * np.log10(power @ mel_filters(sample_rate, window).T + 1e-10)
+    decibels = 10 * np.log10(power @ mel_filters(sample_rate, window, BANDS, LOWEST_HZ).T + 1e-10)
     return np.maximum(decibels - decibels.max(), -RANGE_DB).astype(np.float32)
-
-
-def spectrogram(waveform: np.ndarray, window: int, hop: int) -> np.ndarray:
-    """float32 [samples] → power [samples // hop + 1, window // 2 + 1], frame ``i`` centred on sample ``i * hop``."""
-    padded = np.pad(waveform, (window // 2, window - window // 2))
-    frames = np.lib.stride_tricks.sliding_window_view(padded, window)[::hop]
-    return np.abs(np.fft.rfft(frames * np.hanning(window + 1)[:-1].astype(np.float32), axis=1)) ** 2
-
-
-@functools.cache
-def mel_filters(sample_rate: int, window: int) -> np.ndarray:
-    """Triangles evenly spaced on the mel scale (O'Shaughnessy, 2595 log10(1 + f/700)): [BANDS, window // 2 + 1]."""
-    lowest, highest = (2595 * np.log10(1 + hertz / 700) for hertz in (LOWEST_HZ, sample_rate / 2))
-    edges = 700 * (10 ** (np.linspace(lowest, highest, BANDS + 2) / 2595) - 1)
-    bins = np.fft.rfftfreq(window, 1 / sample_rate)
-    rising = (bins - edges[:-2, None]) / np.diff(edges)[:-1, None]
-    falling = (edges[2:, None] - bins) / np.diff(edges)[1:, None]
-    return np.clip(np.minimum(rising, falling), 0, None)
 
 
 def mel_distances(decoded: np.ndarray, source: np.ndarray, delays: range) -> np.ndarray:

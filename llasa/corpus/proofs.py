@@ -61,6 +61,8 @@ class Proof:
     language: str
     seconds: float
     codes: np.ndarray
+    corpus_split: str = ""
+    """Where the corpus has the row, if not in ``split``: it was held out by us."""
     broken: str = ""
     """What is wrong with the codes themselves."""
     unlike: str = ""
@@ -139,7 +141,7 @@ def code_problem(codes: np.ndarray, spec: CodecSpec) -> str:
 
 def find_rows(source: Source, proofs: Sequence[Proof]) -> Iterator[tuple[Proof, Fetch]]:
     """The corpus's rows for rows of one shard; those that it does not have are left out."""
-    split, splits = proofs[0].split, source.splits()
+    split, splits = proofs[0].corpus_split or proofs[0].split, source.splits()
     if source.unit == "row":
         for proof in proofs:
             if proof.row < splits.get(split, 0):
@@ -160,7 +162,7 @@ def compare_with_source(proofs: Sequence[Proof], source: Source, codec: Codec, f
     """Fill in what can be said of rows of one shard, with the corpus's rows of the same numbers beside them."""
     found: list[tuple[Proof, Utterance | EncodedUtterance]] = []
     for proof in proofs:
-        proof.unlike = f"the corpus has no row {proof.row} in {proof.split}"
+        proof.unlike = f"the corpus has no row {proof.row} in {proof.corpus_split or proof.split}"
     try:
         for proof, fetch in find_rows(source, proofs):
             try:

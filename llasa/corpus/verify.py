@@ -66,6 +66,8 @@ def verify_store(config: PreprocessConfig) -> dict[str, Any]:
     with tqdm(total=len(places), unit=" rows", desc="proof-reading", disable=None) as progress:
         for (split, file), rows in groupby(places, key=lambda place: place[:2]):
             shard = read_proofs(split, file, [index for *_, index in rows], store.codec)
+            for proof in shard:
+                proof.corpus_split = store.corpus_split(split)
             if source is not None:
                 compare_with_source(shard, source, codec, filters)
             decode_proofs(shard, codec)

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from llasa.corpus.acoustics import spectrogram
 from llasa.corpus.proofs import Proof, Sound
+from llasa.pictures import spectrogram
 from llasa.provenance import write_atomically
 
 TEMPLATE = Path(__file__).with_name("verify_page.html")

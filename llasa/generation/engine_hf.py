@@ -28,11 +28,14 @@ class TransformersEngine:
 
     Args:
         batch_size: prompts that are generated together, neighbours in length.
+        progress: whether a bar shows how far it is, where there is more than one prompt and a person to see it.
+        synced: whether several processes share the model's weights (FSDP), so that all must go on until the last is
+            done.
     """
 
-    def __init__(self, *, batch_size: int) -> None:
+    def __init__(self, *, batch_size: int, progress: bool = True, synced: bool = False) -> None:
         require(batch_size >= 1, "engine.batch_size", batch_size, "use 1 or more")
-        self.batch_size = batch_size
+        self.batch_size, self.progress, self.synced = batch_size, progress, synced
 
     def generate(
         self,
@@ -45,9 +48,8 @@ class TransformersEngine:
         """Continue each prompt (token ids [n]) with at most ``max_codes`` codes; a list in the prompts' order."""
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         results: dict[int, GeneratedCodes] = {}
-        with tqdm(
-            total=len(prompts), unit=" sentences", desc="speaking", disable=None if len(prompts) > 1 else True
-        ) as bar:
+        quiet = None if self.progress and len(prompts) > 1 else True
+        with tqdm(total=len(prompts), unit=" sentences", desc="speaking", disable=quiet) as bar:
             for start in range(0, len(order), self.batch_size):
                 batch = order[start : start + self.batch_size]
                 torch.manual_seed(seed)
@@ -82,6 +84,7 @@ class TransformersEngine:
             eos_token_id=vocabulary.speech_end,
             pad_token_id=vocabulary.speech_end,
             use_cache=True,
+            synced_gpus=self.synced,
             **chosen,
         )
         new_ids = output[:, longest:].cpu().numpy()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -115,18 +116,34 @@ class PackedRows(Dataset):
         return self.num_rows
 
     def __getitem__(self, item: int) -> list[Example]:
-        numbers = self.plan.examples(item + self.shift)
-        found = np.searchsorted(self._bounds, numbers, side="right") - 1
+        sources, numbers = self.origins(item)
         examples: dict[int, Example] = {}
-        for source in np.unique(found).tolist():
-            places = np.flatnonzero(found == source).tolist()
-            stored = self._rows[source][self._kept[source][numbers[places] - self._bounds[source]].tolist()]
+        for source in np.unique(sources).tolist():
+            places = np.flatnonzero(sources == source).tolist()
+            stored = self._rows[source][numbers[places].tolist()]
             for place, text, codes in zip(places, stored["text"], stored["codes"], strict=True):
                 examples[place] = self.prompt.example(str(text), codes)
         row = [examples[place] for place in range(len(numbers))]
-        planned = self.plan.lengths[numbers].tolist()
+        planned = self.plan.lengths[self.plan.examples(item + self.shift)].tolist()
         assert [len(example.input_ids) for example in row] == planned, "the lengths are of other examples"
         return row
+
+    def origins(self, item: int) -> tuple[np.ndarray, np.ndarray]:
+        """Where the examples of an item come from: the source of each by number, and the row in it; int [examples]."""
+        examples = self.plan.examples(item + self.shift)
+        sources = np.searchsorted(self._bounds, examples, side="right") - 1
+        rows = np.empty(len(examples), dtype=np.int64)
+        for source in np.unique(sources).tolist():
+            mine = sources == source
+            rows[mine] = self._kept[source][examples[mine] - self._bounds[source]]
+        return sources, rows
+
+    @cached_property
+    def num_codes(self) -> np.ndarray:
+        """Speech codes of each example of the plan, int32 [examples]."""
+        columns = [rows.select_columns(["num_codes"]).with_format("arrow") for rows in self._rows]
+        counts = [np.concatenate([part["num_codes"].to_numpy() for part in column.iter(10_000)]) for column in columns]
+        return np.concatenate([count[kept] for count, kept in zip(counts, self._kept, strict=True)])
 
     def rows_in(self, epochs: float) -> int:
         """Rows of the plan that ``epochs`` epochs take, at least one; a fraction is of the epoch it lies in."""

@@ -1,7 +1,8 @@
 """The job behind `train.py`: store, model, packed rows, trainer, checkpoint.
 
 RUN/config.yaml, provenance.json   what ran
-RUN/metrics.jsonl                  a line every `trainer.log_every` steps
+RUN/metrics.jsonl                  a line every `trainer.log_every` steps, and for each measurement and sample
+RUN/heldout, samples, best         every speaker's loss; what the model said; the best checkpoint so far
 RUN/state/checkpoint-N             what `resume=true` continues from
 RUN/checkpoint                     the result: weights (of LoRA, merged), tokenizer, llasa.json
 RUN/adapter                        of LoRA and QLoRA, the adapter alone
@@ -11,13 +12,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from transformers import set_seed
+from transformers import PreTrainedModel, set_seed
 from transformers.trainer_callback import PrinterCallback
 
 from llasa.config import TrainConfig
@@ -31,6 +30,7 @@ from llasa.device import (
     resolve_device,
     resolve_precision,
 )
+from llasa.errors import UserError
 from llasa.model.activation_checkpointing import apply_activation_checkpointing
 from llasa.model.attention import needs_flat_rows
 from llasa.model.checkpoint import CheckpointCard, save_adapter, save_checkpoint
@@ -38,31 +38,35 @@ from llasa.model.llama import SpeechModel, build_for_training
 from llasa.packing.collate import PackingCollator
 from llasa.packing.dataset import PackedRows
 from llasa.provenance import write_run_record
-from llasa.tracking import METRICS, Tracker
+from llasa.tracking import Tracker, last_value, read_metrics
 from llasa.training.arguments import training_arguments
-from llasa.training.callbacks import MetricsCallback
+from llasa.training.best import BestCallback
+from llasa.training.callbacks import MetricsCallback, speech_hours
 from llasa.training.cost import flops_per_token, mfu
 from llasa.training.data import open_stores, packed_rows, trained_languages
+from llasa.training.heldout import HeldOutCallback
+from llasa.training.heldout_rows import heldout_rows
 from llasa.training.interrupt import InterruptCallback
 from llasa.training.optim import build_optimizer, check_optimizer, optimizer_name
 from llasa.training.overfit import overfit_batch
 from llasa.training.parallel import resolve_parallel, whole_model
 from llasa.training.planner import print_plan
+from llasa.training.samples import build_samples
 from llasa.training.sanity import SanityCallback, first_loss_band
 from llasa.training.saving import final_checkpoint
 from llasa.training.state import continue_data, resumable_state, steps_to_train
 from llasa.training.trainer import SpeechTrainer
 
 
-def train(config: TrainConfig) -> float:
-    """Train as configured and return the last logged loss (what a sweep minimises).
+def train(config: TrainConfig) -> float | None:
+    """Train as configured and return `config.objective`, the last value of that metric; none for a plan.
 
     Raises:
         UserError: no usable store, a store of another codec, a folder that holds another run, …
     """
     if config.plan:
         print_plan(config)
-        return math.nan
+        return None
     join_launcher()
     device = resolve_device(config.device)
     parallel = resolve_parallel(config, device)
@@ -85,20 +89,57 @@ def train(config: TrainConfig) -> float:
         overfit_batch(data, rows_per_step)
     if saved is not None:
         continue_data(data, saved, rows_per_step, config.force)
+    measuring = config.heldout.every and config.debug is None
+    measured = heldout_rows(config, stores, speech.prompt, data) if measuring else None
+    if config.objective.startswith("heldout/") and measured is None:
+        raise UserError(
+            f"objective={config.objective} is measured on held-out speech, of which this run has none",
+            remedy="use a store with a held-out split and heldout.every above 0, or objective=loss",
+        )
     num_steps = steps_to_train(data, config.trainer.max_steps, config.trainer.epochs, rows_per_step, saved)
     data.num_rows = num_steps * rows_per_step
     arguments = training_arguments(config, run, num_steps, device, precision, parallel)
+    languages = trained_languages(data)
+    card = CheckpointCard(
+        speech.card.rules,
+        stores.codec,
+        tuple(dict.fromkeys([*languages, *speech.card.languages])),
+        max(speech.card.max_length, int(data.plan.lengths.max())),
+    )
+    samples = build_samples(config, speech, card, languages, run, device=device, precision=precision, parallel=parallel)
 
     resolved = {"device": device, "precision": precision, "kernels": speech.kernels, "attn": speech.attn}
     resolved |= {"parallel": parallel, "processes": num_processes()}
     resolved["optimizer"] = optimizer_name(config.optimizer, device, parallel)
+
+    def save_result(folder: Path, model: PreTrainedModel) -> None:
+        dtype = torch.bfloat16 if precision == "bf16" else None
+        save_checkpoint(folder, model, speech.tokenizer, card, dtype)
+
     tracker = None
     if is_first_process():
         sources = [dataclasses.asdict(source) for source in data.sources]
         write_run_record(run, config, resolved=resolved, store=stores.facts(), model=speech.notes, sources=sources)
         tracker = Tracker(run, config.logger, settings, start_step=saved.step if saved else 0)
+        if samples is not None:
+            samples.tracker = tracker
+        if measured is not None:
+            print(measured.describe(), flush=True)
         print(describe(config, speech, data, num_steps, resolved), flush=True)
     interrupt = InterruptCallback()
+    heldout = HeldOutCallback(measured, speech, config, run, tracker) if measured is not None else None
+    best = None
+    if heldout is not None and config.heldout.keep_best:
+        best = BestCallback(config, run, lambda: whole_model(trainer, speech.model), save_result)
+    listeners = [callback for callback in (heldout, samples, best) if callback is not None]  # the best comes last
+    metrics = MetricsCallback(
+        tracker,
+        data,
+        rows_per_step,
+        utilisation(speech, data, device),
+        speech_hours(data.plan, data.num_codes, stores.codec.tokens_per_second),
+        pauses=lambda: sum(callback.seconds for callback in listeners),
+    )
     finished = False
     try:
         trainer = SpeechTrainer(
@@ -117,7 +158,8 @@ def train(config: TrainConfig) -> float:
             rows_per_step=rows_per_step,
             saved=saved,
             callbacks=[
-                MetricsCallback(tracker, data, rows_per_step, utilisation(speech, data, device)),
+                metrics,
+                *listeners,
                 SanityCallback(config.sanity, first_loss_band(len(speech.tokenizer), start_of(config, speech))),
                 interrupt,
             ],
@@ -127,27 +169,24 @@ def train(config: TrainConfig) -> float:
             trainer.train(resume_from_checkpoint=str(saved.folder) if saved else None)
         if interrupt.stopping and trainer.state.global_step < num_steps:
             interrupt.leave(run, trainer.state.global_step, trainer.saved_step)
+        model = whole_model(trainer, speech.model)
+        if tracker is not None:
+            with final_checkpoint(run, num_steps, trainer.saved_step):
+                save_result(run / "checkpoint", model)
+                if config.finetune.name != "full":
+                    save_adapter(run / "adapter", model, speech.tokenizer, card)
+            print(f"checkpoint: {run / 'checkpoint'}")
+            if best is not None and best.kept is not None:
+                print(best.kept.describe(run))
+            for folder in ("checkpoint", "best"):
+                tracker.log_artifact(run / folder, "model")
         finished = True
     finally:
         if tracker is not None:
             tracker.close(failed=not finished)
-    model = whole_model(trainer, speech.model)
-    if is_first_process():
-        card = CheckpointCard(
-            speech.card.rules,
-            stores.codec,
-            tuple(dict.fromkeys([*trained_languages(data), *speech.card.languages])),
-            max(speech.card.max_length, int(data.plan.lengths.max())),
-        )
-        dtype = torch.bfloat16 if precision == "bf16" else None
-        with final_checkpoint(run, num_steps, trainer.saved_step):
-            save_checkpoint(run / "checkpoint", model, speech.tokenizer, card, dtype)
-            if config.finetune.name != "full":
-                save_adapter(run / "adapter", model, speech.tokenizer, card)
-        print(f"checkpoint: {run / 'checkpoint'}")
-    loss = agree(last_loss(run) if is_first_process() else None, device)
+    value = first_decides(lambda: objective(run, config.objective), device)
     part_processes()
-    return loss
+    return value
 
 
 def start_of(config: TrainConfig, speech: SpeechModel) -> str:
@@ -167,10 +206,17 @@ def utilisation(speech: SpeechModel, data: PackedRows, device: str) -> Callable[
     return lambda tokens_per_second: mfu(tokens_per_second, flops, name, devices)
 
 
-def last_loss(run: Path) -> float:
-    """The loss on the last line of a run's metrics: what a sweep compares, also when the run was finished before."""
-    lines = (run / METRICS).read_text(encoding="utf-8").splitlines()
-    return float(json.loads(lines[-1])["loss"]) if lines else math.nan
+def objective(run: Path, key: str) -> float:
+    """What a sweep compares: the last value of a metric, also when the run was finished before.
+
+    Raises:
+        UserError: it was never measured.
+    """
+    lines = read_metrics(run)
+    if lines and not any(key in line for line in lines):
+        known = ", ".join(sorted({name for line in lines for name in line} - {"step"}))
+        raise UserError(f"objective={key} is not among the metrics of {run}", remedy=f"known: {known}")
+    return last_value(run, key)
 
 
 def pad_token_id(speech: SpeechModel) -> int:

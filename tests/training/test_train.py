@@ -129,6 +129,7 @@ def test_norms_are_not_decayed(toy_store, tmp_path):
         ("torch sees no CUDA device", ["device=cuda"]),
         ("the optimizer refuses its settings", ["optimizer.betas=[2,3]"]),
         ("the optimizer refuses its settings", ["optimizer.lr=fast"]),
+        ("objective=heldout/loss is measured on held-out speech", ["objective=heldout/loss"]),
     ],
 )
 def test_a_mistake_is_named_before_anything_is_written(toy_store, tmp_path, message, overrides):
@@ -150,3 +151,12 @@ def test_long_examples_are_dropped_and_counted_never_cut(tmp_path, capsys):
     assert len(seen) == data.num_examples == 30 - data.num_dropped
     assert all(example.labels[-1] == speech.vocabulary.speech_end for example in seen)
     assert all(len(example.input_ids) <= 128 for example in seen)
+
+
+def test_what_a_sweep_compares_is_the_objective(toy_store, tmp_path):
+    """Fails when the objective is the loss whatever is asked for."""
+    assert run(toy_store, tmp_path / "run", "trainer.max_steps=2", *TWO_ROWS, "objective=grad_norm") == pytest.approx(
+        metrics(tmp_path / "run")[-1]["grad_norm"]
+    )
+    with pytest.raises(UserError, match=r"objective=perplexity is not among the metrics .*grad_norm, loss, lr"):
+        run(toy_store, tmp_path / "other", "trainer.max_steps=1", *TWO_ROWS, "objective=perplexity")
