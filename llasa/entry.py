@@ -4,7 +4,7 @@
     def main(config: TrainConfig) -> float | None: ...
 
 Exit status: 0 done, 2 a mistake of the user (`error: …` on one line), 130 interrupted with Ctrl-C. Anything else
-is a bug and keeps its traceback.
+is a bug and keeps its traceback. A sweep goes on when a job fails (:mod:`llasa.sweep`) and exits 3, or 2 when all did.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import functools
 import os
 import re
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -29,7 +29,8 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from llasa.config import CONF_DIR, RAW_TEXT_KEYS, REPOSITORY, ROOTS
 from llasa.errors import UserError
-from llasa.explain import explain, mistake_in_job, nearest
+from llasa.explain import explain, fail, mistake_in_job, nearest
+from llasa.sweep import Job, Sweep, current_job, finish_sweep
 
 UNUSABLE_PATH = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG)
 
@@ -54,10 +55,11 @@ def entry(root: str) -> Callable[[Callable[[Any], Any]], Callable[[], None]]:
         def task(node: DictConfig) -> Any:
             try:
                 return function(typed_config(node))
-            except UserError as error:
-                fail(error)
-            except (HydraException, OmegaConfBaseException) as error:  # here, or Hydra prints a line of its own
-                fail(explain(error, root))
+            except (UserError, HydraException, OmegaConfBaseException) as error:
+                mistake = error if isinstance(error, UserError) else explain(error, root)
+                if current_job() is not None:
+                    raise mistake from None  # for the sweep's record
+                fail(mistake)  # here, or Hydra prints a line of its own
 
         program = hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=root)(task)
 
@@ -67,9 +69,16 @@ def entry(root: str) -> Callable[[Callable[[Any], Any]], Callable[[], None]]:
             os.environ["HYDRA_FULL_ERROR"] = "1"
             # The jobs of a sweep may start in another folder, in new processes (submitit, Ray).
             os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
-            sys.argv[1:] = quote_raw_values(sweep_first(sys.argv[1:]))
             try:
-                program()
+                sys.argv[1:] = quote_raw_values(sweep_first(sys.argv[1:]))
+                refuse_unknown_flags(sys.argv[1:])
+                failures = None
+                try:
+                    program()
+                finally:
+                    failures = finish_sweep()
+                if failures is not None:
+                    fail(*failures)
             except KeyboardInterrupt:
                 print("interrupted", file=sys.stderr)
                 sys.exit(130)
@@ -78,6 +87,8 @@ def entry(root: str) -> Callable[[Callable[[Any], Any]], Callable[[], None]]:
             except (HydraException, OmegaConfBaseException) as error:
                 fail(explain(error, root))
             except ValueError as error:
+                if failures is not None and "No trials are completed" in str(error):  # Optuna, at the end of a study
+                    fail(*failures)
                 if not str(error).startswith("Config group override"):  # codec=null, lang=5
                     raise
                 fail(UserError(str(error).rstrip("."), remedy="pass GROUP=OPTION, see --help"))
@@ -95,13 +106,6 @@ def entry(root: str) -> Callable[[Callable[[Any], Any]], Callable[[], None]]:
     return decorate
 
 
-def fail(error: UserError) -> None:
-    if os.environ.get("RANK", "0") != "0":
-        time.sleep(10)  # the first process most likely says the same, and its launcher then ends this one
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    sys.exit(2)
-
-
 def typed_config(node: DictConfig) -> Any:
     """The composed node as its dataclass: interpolations resolved, `__post_init__` checks run.
 
@@ -109,8 +113,12 @@ def typed_config(node: DictConfig) -> Any:
     for each job.
     """
     if "output_dir" in node and HydraConfig.initialized():
+        if node.output_dir == "":
+            raise UserError("output_dir is empty", remedy="name a folder, or leave it out")
         folder = Path(HydraConfig.get().runtime.output_dir)
         node.output_dir = str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
+    if current_job() is not None:
+        name_after_job(node, *current_job())
     try:
         config = OmegaConf.to_object(node)
     except MissingMandatoryValue as error:
@@ -118,6 +126,17 @@ def typed_config(node: DictConfig) -> Any:
         raise UserError(f"{key} is required", remedy=f"pass {key}=…") from None
     refuse_added_keys(config)
     return config
+
+
+def name_after_job(node: DictConfig, sweep: Sweep, job: Job) -> None:
+    """W&B shows the runs of a sweep as a group, each by what it has of its own; an output gets the job's number, so
+    that no job overwrites another's."""
+    if OmegaConf.select(node, "logger") is not None:
+        node.logger.group = node.logger.group or sweep.name
+        node.logger.run_name = node.logger.run_name or ",".join(job.overrides) or str(job.number)
+    if "output" in node and node.output and "output" not in sweep.keys:
+        output = Path(node.output)
+        node.output = str(output.with_name(f"{output.stem}-{job.number}{output.suffix}"))
 
 
 def refuse_added_keys(config: Any, prefix: str = "") -> None:
@@ -157,6 +176,17 @@ def sweep_first(arguments: Sequence[str]) -> list[str]:
     """`-m` may stand anywhere on the line; Hydra's parser takes no override after a flag in its middle."""
     flags = [argument for argument in arguments if argument in ("-m", "--multirun")]
     return flags[:1] + [argument for argument in arguments if argument not in flags]
+
+
+def refuse_unknown_flags(arguments: Sequence[str]) -> None:
+    """Hydra's own parser would print its usage over half a page."""
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(message, remedy="write KEY=VALUE without dashes; --help lists the keys")
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    parser.parse_args(list(arguments))
 
 
 QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)

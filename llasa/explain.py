@@ -1,17 +1,28 @@
-"""What Hydra and OmegaConf refuse, in one line with the nearest valid names."""
+"""A mistake in one line with the remedy: what Hydra and OmegaConf refuse, with the nearest valid names."""
 
 from __future__ import annotations
 
 import difflib
+import os
 import re
+import sys
+import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from llasa.config import CONF_DIR
 from llasa.errors import UserError
+
+
+def fail(error: UserError, status: int = 2) -> NoReturn:
+    """Print the mistake as `error: …` on one line and exit."""
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(10)  # the first process most likely says the same, and its launcher then ends this one
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(status)
 
 
 def explain(error: Exception, root: str) -> UserError:
@@ -53,7 +64,7 @@ def nearest(wanted: str, names: Sequence[str]) -> str:
 
 
 def valid_keys(root: str) -> list[str]:
-    """Every key and group of the default config, dotted."""
+    """Every key of the default config, dotted, and every group that the root names."""
     from hydra import compose, initialize_config_dir
 
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR)):
@@ -66,16 +77,22 @@ def valid_keys(root: str) -> list[str]:
             walk(f"{prefix}{key}.", value)
 
     walk("", OmegaConf.to_container(node, resolve=False))
-    return [key for key in keys if not key.endswith(("_target_", "_partial_"))] + [
-        path.name for path in CONF_DIR.iterdir() if path.is_dir()
-    ]
+    defaults = OmegaConf.load(CONF_DIR / f"{root}.yaml").defaults
+    groups = [key for entry in defaults if not isinstance(entry, str) for key in entry if " " not in key]
+    return [key for key in keys if not key.endswith(("_target_", "_partial_"))] + groups
 
 
 def mistake_in_job(error: Exception) -> UserError | None:
-    """What a job of submitit printed as `error: …` in its own process before it ended, or that there is no SLURM here;
-    none for anything else."""
+    """What a launcher says of its jobs' processes, where that is no bug of ours: a job of submitit printed `error: …`
+    in its own process before it ended, joblib lost one, or there is no SLURM here. None for anything else."""
     if str(error).startswith('Could not detect "srun"'):
         return UserError("hydra/launcher=submitit_slurm: there is no srun here", remedy="run it on a SLURM login node")
+    if type(error).__name__ == "TerminatedWorkerError":
+        return UserError(
+            "the process of a job was killed, which ends a sweep of hydra/launcher=joblib",
+            remedy="most often its memory was used up: lower hydra.launcher.n_jobs; the same output_dir= with "
+            "resume=auto runs what is missing",
+        )
     if not type(error).__module__.startswith("submitit."):
         return None
     told = re.search(r"^error: (.+)$", str(error), re.MULTILINE)
