@@ -25,6 +25,7 @@ SHAPE = {
 }
 MODEL = {"name": "m", "checkpoint": "owner/name", "lr": 1e-4, "max_length": 2048}
 INFER = {"checkpoint": "x", "text": "Ciao"}
+EVALUATE = {"checkpoint": "x", "store": "y", "output": "z"}
 ARCHITECTURE = schemas.ArchitectureConfig(**SHAPE)
 
 VALIDATORS: list[tuple[type, dict[str, Any], str, list[dict[str, Any]], list[dict[str, Any]]]] = [
@@ -192,6 +193,13 @@ VALIDATORS: list[tuple[type, dict[str, Any], str, list[dict[str, Any]], list[dic
     (schemas.CheckpointConfig, {}, "checkpoint.every", [{"every": 0}], [{"every": -1}]),
     (schemas.CheckpointConfig, {}, "checkpoint.keep", [{"keep": 1}], [{"keep": 0}]),
     (schemas.LoggerConfig, {}, "logger.name", [{"name": "none"}, {"name": "wandb"}], [{"name": "mlflow"}]),
+    (
+        schemas.LoggerConfig,
+        {"name": "wandb"},
+        "logger.artifacts",
+        [{"artifacts": True}, {"artifacts": False, "name": "none"}],
+        [{"artifacts": True, "name": "none"}, {"artifacts": True, "name": "tensorboard"}],
+    ),
     (schemas.TrainConfig, {}, "resume", [{"resume": True}, {"resume": "auto"}], [{"resume": "yes"}, {"resume": None}]),
     (schemas.TrainConfig, {}, "debug", [{"debug": None}, {"debug": "overfit_batch"}], [{"debug": "overfit"}]),
     (schemas.TrainConfig, {}, "seed", [{"seed": 0}, {"seed": 2**32 - 1}], [{"seed": -1}, {"seed": 2**32}]),
@@ -243,6 +251,22 @@ VALIDATORS: list[tuple[type, dict[str, Any], str, list[dict[str, Any]], list[dic
         [{"decode_processes": None}, {"decode_processes": 0}, {"decode_processes": 8}],
         [{"decode_processes": -1}],
     ),
+    (
+        schemas.SplitConfig,
+        {},
+        "split.heldout",
+        [{"heldout": 0.0}, {"heldout": 0.2}],
+        [{"heldout": -0.1}, {"heldout": 0.3}],
+    ),
+    (schemas.SplitConfig, {}, "split.rows", [{"rows": None}, {"rows": 1}], [{"rows": 0}]),
+    (
+        schemas.SplitConfig,
+        {},
+        "split.name",
+        [{"name": "dev"}, {"name": "test_2"}],
+        [{"name": "train"}, {"name": "a/b"}],
+    ),
+    (schemas.SplitConfig, {}, "split.by", [{"by": "off"}, {"by": "row"}], [{"by": "speakers"}]),
     (schemas.VerifyConfig, {}, "verification.rows", [{"rows": 1}, {"rows": 128}], [{"rows": 0}, {"rows": 129}]),
     (schemas.VerifyConfig, {}, "verification.seed", [{"seed": 0}, {"seed": 2**32 - 1}], [{"seed": -1}]),
     (
@@ -291,6 +315,17 @@ VALIDATORS: list[tuple[type, dict[str, Any], str, list[dict[str, Any]], list[dic
         [{"voice": "a.wav", "voice_text": "Ciao"}, {}],
         [{"voice": "a.wav"}, {"voice_text": "Ciao"}],
     ),
+    (schemas.EvaluateConfig, EVALUATE, "seed", [{"seed": 7}], [{"seed": -1}]),
+    (schemas.EvaluateConfig, EVALUATE, "limit", [{"limit": 1}, {"limit": None}], [{"limit": 0}]),
+    (
+        schemas.EvaluateConfig,
+        EVALUATE,
+        "confidence",
+        [{"confidence": 0.9}],
+        [{"confidence": 0.0}, {"confidence": 1.0}, {"confidence": 95.0}],
+    ),
+    (schemas.EvaluateConfig, EVALUATE, "resamples", [{"resamples": 100}], [{"resamples": 99}]),
+    (schemas.EvaluateConfig, EVALUATE, "page_clips", [{"page_clips": 0}], [{"page_clips": -1}]),
 ]
 
 

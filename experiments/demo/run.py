@@ -63,7 +63,7 @@ def demo(folder: Path, count: int, corpus: str, overrides: Sequence[str] = ()) -
     store = f"store={folder}/store"
     from llasa.corpus.run import preprocess
 
-    preprocess(announced("preprocess", [*dataset, "lang=it", "codec=codec2", store]))
+    preprocess(announced("preprocess", [*dataset, "lang=it", "codec=codec2", store, "split.by=off"]))
     texts, codes = stored(folder / "store")
     (folder / "sentences.txt").write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
 

@@ -1,7 +1,7 @@
 """Schemas of the root configs, and their validation.
 
-Each root (`train`, `preprocess`, `infer`) is a dataclass that stands first in the `defaults` of its YAML file,
-so a wrong key or type fails while Hydra composes, before anything is loaded. What the types cannot say is
+Each root (`train`, `preprocess`, `infer`, `evaluate`) is a dataclass that stands first in the `defaults` of its YAML
+file, so a wrong key or type fails while Hydra composes, before anything is loaded. What the types cannot say is
 checked in `__post_init__`, once, when :mod:`llasa.entry` turns the composed config into these objects; after
 that no code sees a `DictConfig`.
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from llasa.config.evaluation import EvaluateConfig, MetricsConfig, PushConfig
 from llasa.config.inference import InferConfig, SamplingConfig
 from llasa.config.monitoring import HeldOutConfig, SamplesConfig
 from llasa.config.preprocessing import (
@@ -22,6 +23,7 @@ from llasa.config.preprocessing import (
     PreprocessConfig,
     PublicationConfig,
     RunnerConfig,
+    SplitConfig,
     VerifyConfig,
 )
 from llasa.config.shared import LangConfig, LoggerConfig
@@ -48,6 +50,7 @@ __all__ = [
     "ROOTS",
     "ArchitectureConfig",
     "CheckpointConfig",
+    "EvaluateConfig",
     "FiltersConfig",
     "FinetuneConfig",
     "HeldOutConfig",
@@ -55,17 +58,20 @@ __all__ = [
     "KernelsConfig",
     "LangConfig",
     "LoggerConfig",
+    "MetricsConfig",
     "MixtureConfig",
     "ModelConfig",
     "PackingConfig",
     "ParallelConfig",
     "PreprocessConfig",
     "PublicationConfig",
+    "PushConfig",
     "RunnerConfig",
     "SamplesConfig",
     "SamplingConfig",
     "SanityConfig",
     "ScheduleConfig",
+    "SplitConfig",
     "TrainConfig",
     "TrainerConfig",
     "VerifyConfig",
@@ -76,7 +82,12 @@ __all__ = [
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONF_DIR = REPOSITORY / "conf"
 
-ROOTS: dict[str, type] = {"train": TrainConfig, "preprocess": PreprocessConfig, "infer": InferConfig}
+ROOTS: dict[str, type] = {
+    "train": TrainConfig,
+    "preprocess": PreprocessConfig,
+    "infer": InferConfig,
+    "evaluate": EvaluateConfig,
+}
 
 RAW_TEXT_KEYS = (
     "text",
@@ -91,6 +102,7 @@ RAW_TEXT_KEYS = (
     "dataset.tokenizer",
     "dataset.folders",
     "asr",
+    "reference",
     "verification.output",
 )
 """Values the shell hands over as they are: free text and paths, in which Hydra's override grammar would

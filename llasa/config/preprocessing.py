@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,6 +101,36 @@ class FiltersConfig:
 
 
 @dataclass
+class SplitConfig:
+    """Which rows are held out to measure on, where a corpus has nothing but a training split."""
+
+    heldout: float = 0.02
+    """Share of the rows; 0 = none."""
+    rows: int | None = None
+    """At most so many; none = whatever the share gives."""
+    name: str = "dev"
+    by: str = "auto"
+    """speaker: whole speakers; row: single rows; auto: speakers where the corpus names enough of them; or off."""
+    seed: int = 0
+    """Decides who."""
+    again: bool = False
+    """Cut a finished store anew, with other settings of these; nothing is encoded again."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.heldout <= 0.2, "split.heldout", self.heldout, "use a share of the rows, 0 to 0.2")
+        require(self.rows is None or self.rows >= 1, "split.rows", self.rows, "use 1 or more, or null")
+        require(
+            re.fullmatch(r"[a-z][a-z0-9_]*", self.name) is not None and self.name != "train",
+            "split.name",
+            self.name,
+            "use a name such as dev: letters, digits and _",
+        )
+        if self.by == "False":  # how YAML reads off
+            self.by = "off"
+        require_choice("split.by", self.by, ("auto", "off", "row", "speaker"))
+
+
+@dataclass
 class RunnerConfig:
     """Who makes the shards of a store."""
 
@@ -171,6 +202,7 @@ class PreprocessConfig:
     codec: Any = MISSING
     runner: RunnerConfig = MISSING
     filters: FiltersConfig = field(default_factory=FiltersConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
     store: str = MISSING
     shard_rows: int = 1000
     """Rows of the corpus in a shard, the unit of work and of what a crash can cost."""

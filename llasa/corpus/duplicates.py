@@ -98,4 +98,4 @@ def _rewrite(root: Path, shard: Shard, dropped: dict[int, str], reason: str) -> 
     rejects = [{"row": str(number), "reason": reason, "detail": detail} for number, detail in dropped.items()]
     keep = pa.array([number not in dropped for number in table["row"].to_pylist()])
     rejects = sorted(record.rejects + rejects, key=lambda reject: int(reject["row"]))
-    write_table(root, shard, table.filter(keep), rejects)
+    write_table(root, shard, table.filter(keep), rejects, record.heldout)

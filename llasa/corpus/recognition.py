@@ -5,6 +5,7 @@ faster-whisper is an optional package (requirements/eval.txt); it is imported wh
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 
@@ -45,6 +46,7 @@ class Recognizer:
         from llasa.device import resolve_device
 
         device = resolve_device("auto")
+        logging.getLogger("faster_whisper").setLevel(logging.WARNING)  # it has a line to say of every clip
         try:
             # Not int8, the default of many: the error rate should be the model's, not the rounding's.
             self._model = WhisperModel(folder, device=device, compute_type="float16" if device == "cuda" else "float32")

@@ -19,12 +19,14 @@ from llasa.corpus.filters import prepare
 from llasa.corpus.publish import check_access, publish_store
 from llasa.corpus.runners import RUNNERS, Job
 from llasa.corpus.sources import Source, SourceRow
+from llasa.corpus.split import TRAIN, hold_out, in_words, partner_is_lost, restore, settings_of
 from llasa.corpus.store import (
     FORMAT_VERSION,
     MANIFEST,
     PLAN,
     REJECTS,
     Shard,
+    describe_difference,
     in_threads,
     plan_shards,
     read_json,
@@ -35,7 +37,7 @@ from llasa.corpus.store import (
 from llasa.corpus.verify import verify_store
 from llasa.errors import RejectedRow, UserError
 from llasa.paths import location
-from llasa.provenance import provenance, remove_temporary
+from llasa.provenance import differing_keys, provenance, remove_temporary
 
 RETRIED = ("missing_audio", "empty_audio", "unreadable_audio", "truncated_audio", "damaged_file")
 """Rejected for the sake of a file, which may have come or been mended since (`retry=true`)."""
@@ -91,11 +93,16 @@ def preprocess(config: PreprocessConfig) -> dict[str, Any] | None:
     mine = shards[parse_range(config.shards, len(shards))] if config.shards else shards
     missing = missing_shards(root, mine, RETRIED if config.retry else ())
     if not missing and (root / MANIFEST).is_file():
-        print("the store is complete, nothing to do")
-        return told(root, read_json(root / MANIFEST))
+        manifest = read_json(root / MANIFEST)
+        if not cut_anew(root, manifest, splits, config):
+            print("the store is complete, nothing to do")
+            return told(root, manifest)
+        (root / MANIFEST).unlink(missing_ok=True)
     if missing:
         # A manifest says that the store is complete; while shards are missing it must not.
         (root / MANIFEST).unlink(missing_ok=True)
+        with claimed(root, MANIFEST):
+            restore(root, shards)
         RUNNERS[config.runner.name](Job(config, plan, missing), source, codec)
     left = len(missing_shards(root, shards))
     if left:
@@ -104,12 +111,35 @@ def preprocess(config: PreprocessConfig) -> dict[str, Any] | None:
     with claimed(root, MANIFEST):
         if not (root / MANIFEST).is_file():  # else another process was quicker
             drop_duplicates(root, shards, config.filters.duplicates)
+            held, heldout = hold_out(root, shards, config.split)
             for name in (PLAN, REJECTS, MANIFEST):
                 remove_temporary(root / name)
             facts = {"encoding": plan["encoding"] | agreement(source, codec, shards, config)}
-            write_manifest(root, shards, plan, provenance() | facts)
+            write_manifest(root, [*shards, *held], plan, provenance() | facts, heldout)
             remove_claims(root)
     return told(root, read_json(root / MANIFEST))
+
+
+def cut_anew(root: Path, manifest: dict[str, Any], splits: dict[str, int], config: PreprocessConfig) -> bool:
+    """Whether a complete store is to get another held-out split.
+
+    Raises:
+        UserError: it was made with another one, and it was not asked for.
+    """
+    if [split for split, units in splits.items() if units] != [TRAIN]:
+        return False
+    before = manifest.get("heldout", {}).get("settings", {})
+    now = settings_of(config.split)
+    differing = differing_keys(before, now)
+    if differing and before and not config.split.again:
+        names = [describe_difference(f"split.{key}", {"split": before}, {"split": now}) for key in sorted(differing)]
+        raise UserError(
+            f"{root} was cut with other settings: {', '.join(names)}",
+            remedy="pass split.again=true to cut it anew, without reading the corpus again",
+        )
+    if not before and not config.split.again:
+        print("the store is of a time before held-out splits; split.again=true makes one")
+    return bool(differing) and config.split.again
 
 
 def agreement(source: Source, codec: Codec, shards: Sequence[Shard], config: PreprocessConfig) -> dict[str, Any]:
@@ -136,7 +166,9 @@ def missing_shards(root: Path, shards: Sequence[Shard], retried: Sequence[str] =
 
     def is_missing(shard: Shard) -> bool:
         record = whole_record(root / shard.file)
-        return record is None or any(reject["reason"] in retried for reject in record.rejects)
+        if record is None or any(reject["reason"] in retried for reject in record.rejects):
+            return True
+        return partner_is_lost(root, shard)
 
     missing = [shard for shard, is_so in zip(shards, in_threads(is_missing, shards), strict=True) if is_so]
     if retried:
@@ -181,3 +213,5 @@ def report(root: Path, manifest: dict[str, Any]) -> None:
     hours = manifest["seconds"] / 3600
     length = f"{hours:.1f} h" if hours >= 1 else f"{manifest['seconds']:.1f} s"
     print(f"{root}: {manifest['rows']:,} rows, {length}, {manifest['codes']:,} codes; {summary(manifest)}")
+    if heldout := in_words(manifest.get("heldout", {})):
+        print(heldout)

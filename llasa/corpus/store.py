@@ -64,6 +64,11 @@ class ShardRecord:
     codes: int
     languages: list[str]
     rejects: list[dict[str, str]] = field(default_factory=list)
+    heldout: dict[str, int] = field(default_factory=dict)
+    """Rows that were moved to the shard of the same number of these splits, see :mod:`llasa.corpus.split`."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "heldout" or value}
 
 
 def plan_shards(splits: dict[str, int], units: int) -> list[Shard]:
@@ -122,7 +127,13 @@ def write_shard(
     return write_table(root, shard, table, rejects)
 
 
-def write_table(root: Path, shard: Shard, table: pa.Table, rejects: list[dict[str, str]]) -> ShardRecord:
+def write_table(
+    root: Path,
+    shard: Shard,
+    table: pa.Table,
+    rejects: list[dict[str, str]],
+    heldout: dict[str, int] | None = None,
+) -> ShardRecord:
     """Write rows of the store's schema, with their record, as a shard."""
     record = ShardRecord(
         rows=len(table),
@@ -130,8 +141,14 @@ def write_table(root: Path, shard: Shard, table: pa.Table, rejects: list[dict[st
         codes=int(table["num_codes"].to_numpy().sum(dtype=np.int64)),
         languages=sorted(table["language"].unique().to_pylist()),
         rejects=rejects,
+        heldout=heldout or {},
     )
-    table = table.replace_schema_metadata({METADATA_KEY: json.dumps(vars(record), ensure_ascii=False).encode()})
+    content = json.dumps(record.to_dict(), ensure_ascii=False)
+    # Parquet gives the field of a list another name than Arrow, and a shard that is written again must not tell.
+    place = table.schema.get_field_index("codes")
+    codes = pa.list_(table.schema.field(place).type.value_type)
+    table = table.cast(table.schema.set(place, pa.field("codes", codes)))
+    table = table.replace_schema_metadata({METADATA_KEY: content.encode()})
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", use_dictionary=["speaker", "language"], row_group_size=1000)
     path = root / shard.file
@@ -231,19 +248,28 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_manifest(
-    root: Path, shards: Sequence[Shard], plan: dict[str, Any], provenance: dict[str, Any]
+    root: Path,
+    shards: Sequence[Shard],
+    plan: dict[str, Any],
+    provenance: dict[str, Any],
+    heldout: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write `rejects.jsonl` and then `manifest.json`, both from the shards' own records."""
+    """Write `rejects.jsonl` and then `manifest.json`, both from the shards' own records.
+
+    ``heldout`` is what :func:`llasa.corpus.split.hold_out` says of the held-out shards, which are among ``shards``.
+    """
     records = list(zip(shards, in_threads(lambda shard: read_shard_record(root / shard.file), shards), strict=True))
     lines = [
         json.dumps({"split": shard.split, **reject}, ensure_ascii=False) + "\n"
         for shard, record in records
         for reject in record.rejects
     ]
+    # Two cuts may have equal counts, and a training run that is resumed has to see that they differ.
+    cut = {"cut": heldout["digest"]} if heldout and "digest" in heldout else {}
     splits = {}
     for split in dict.fromkeys(shard.split for shard in shards):
         mine = [record for shard, record in records if shard.split == split]
-        splits[split] = {
+        splits[split] = cut | {
             "shards": len(mine),
             "rows": sum(record.rows for record in mine),
             "seconds": round(sum(record.seconds for record in mine), 3),
@@ -259,6 +285,7 @@ def write_manifest(
         "codes": sum(split["codes"] for split in splits.values()),
         "dropped": dict(sorted(Counter(r["reason"] for _, record in records for r in record.rejects).items())),
         "splits": splits,
+        **({"heldout": heldout} if heldout else {}),
         "provenance": provenance,
     }
     write_atomically(root / REJECTS, "".join(lines).encode())
@@ -296,6 +323,11 @@ class TokenStore:
     @property
     def splits(self) -> list[str]:
         return list(self.manifest["splits"])
+
+    def corpus_split(self, split: str) -> str:
+        """The split of the corpus that the rows of a split are from: another one for rows that were held out."""
+        heldout = self.manifest.get("heldout", {})
+        return heldout["from"] if heldout.get("split") == split else split
 
     def files(self, split: str | None = None) -> list[Path]:
         """The shards of a split (or of all) in order, empty ones included."""

@@ -401,7 +401,7 @@ def test_the_command_makes_a_store_and_then_nothing(tmp_path):
     status, output, errors = run(cwd, *arguments)
     assert (status, errors) == (0, "")
     assert output.startswith("my store: 5 rows, 3.6 s, ")
-    assert output.endswith("; dropped: none\n")
+    assert "; dropped: none\n" in output
     # The store is all it leaves: no log, no folder of Hydra's.
     assert [path.name for path in cwd.iterdir()] == ["my store"]
     before, files = contents(cwd / "my store"), identities(cwd / "my store")
