@@ -29,17 +29,8 @@ def check_hand_over(config: EvaluateConfig) -> None:
     Raises:
         UserError: a checkpoint is no folder of this project, or the hub does not know us.
     """
-    if config.push_to_hub is not None and len(config.every_checkpoint) > 1:
-        raise UserError(
-            f"push_to_hub={config.push_to_hub} is one model, and these are {len(config.every_checkpoint)} checkpoints",
-            remedy="pass the one to publish as checkpoint=DIR",
-        )
     if config.card or config.push_to_hub is not None:
         for checkpoint in config.every_checkpoint:
-            if not Path(checkpoint).is_dir():
-                raise UserError(
-                    f"a model card cannot be written for {checkpoint}", remedy="pass a checkpoint that is a folder here"
-                )
             gather(Path(checkpoint))
     if config.push_to_hub is not None and not config.push.dry_run:
         check_access(config.push_to_hub)

@@ -47,9 +47,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         UserError: no such checkpoint, store, split, recording or recogniser; a checkpoint of another codec than the
             store's; a measure that was asked for and is not there; an unwritable output.
     """
+    check_hand_over(config)
     checkpoints = dict(zip(names_of(config.every_checkpoint), config.every_checkpoint, strict=True))
     cards = {name: read_card(path) for name, path in checkpoints.items()}
-    check_hand_over(config)
     store = open_store(config, cards)
     sentences = read_sentences(config, store, cards)
     recordings = find_recordings(sentences, config.reference) if config.reference is not None else None
