@@ -43,8 +43,8 @@ SOME_FAILED = 3
 
 
 def direction(objective: str | None) -> str:
-    """How a sweep prefers its objective: an accuracy is to grow, all else to fall."""
-    return "maximize" if "accuracy" in (objective or "") else "minimize"
+    """How a metric is preferred: accuracies and the share of samples that ended are to grow, all else to fall."""
+    return "maximize" if any(word in (objective or "") for word in ("accuracy", "stopped")) else "minimize"
 
 
 @dataclass

@@ -26,6 +26,7 @@ from llasa.config import TrainConfig
 from llasa.device import agree, is_first_process
 from llasa.model.checkpoint import replaced_folder
 from llasa.provenance import write_json
+from llasa.sweep import direction
 from llasa.tracking import METRICS
 from llasa.training.saving import disk_failure, is_disk_failure
 
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 FOLDER, FILE = "best", "best.json"
-GROWING = ("accuracy", "stopped")
-"""What a metric is called that is better when it is larger; all others are better when they are smaller."""
 TAIL_BYTES = 1 << 20
 """Of the metrics' file, in which the lines of the last step are."""
 
@@ -52,13 +51,8 @@ class Best:
         return f"best: {run / FOLDER} (step {self.step}, {self.metric} {self.value:.4g})"
 
 
-def grows(metric: str) -> bool:
-    """Whether more is better."""
-    return any(word in metric for word in GROWING)
-
-
 def is_better(metric: str, value: float, than: float) -> bool:
-    return value > than if grows(metric) else value < than
+    return value > than if direction(metric) == "maximize" else value < than
 
 
 def metrics_at(path: Path, step: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from llasa.model.checkpoint import CheckpointCard, save_checkpoint
 from llasa.model.llama import load_for_inference
 from llasa.tracking import Tracker
 from llasa.training import best as module
-from llasa.training.best import BestCallback, grows, metrics_at, read_best
+from llasa.training.best import BestCallback, is_better, metrics_at, read_best
 from llasa.training.run import train
 from tests.conftest import SMALL_LLAMA
 from tests.model.tiny import tiny_speech_model
@@ -82,9 +82,9 @@ def test_accuracies_are_to_grow(tmp_path):
     values = [0.2, 0.1, 0.3]
     kept = [training.step(i, **{"heldout_accuracy/it": value, "heldout_loss": i}) for i, value in enumerate(values, 1)]
     assert kept == [1, 1, 3]
-    assert [grows(key) for key in ("heldout/accuracy", "samples/stopped", "heldout/loss", "samples/cer")] == [
-        True, True, False, False,
-    ]  # fmt: skip
+    keys = ("heldout/accuracy", "samples/stopped", "heldout/loss", "samples/cer")
+    assert [is_better(key, 2.0, 1.0) for key in keys] == [True, True, False, False]
+    assert [is_better(key, 1.0, 2.0) for key in keys] == [False, False, True, True]
 
 
 def test_a_metric_of_the_samples_counts_where_they_are_spoken(tmp_path, capsys):
