@@ -23,7 +23,7 @@ SHARED = [
     "model=llasa_nano",
     "lang=it",
     "optimizer=adamw",
-    "optimizer.lr=1e-3",
+    "optimizer.lr=2e-3",
     "schedule=constant",
     "logger=none",
     "device=cpu",
@@ -74,9 +74,10 @@ def main() -> None:
         for mode in COLOURS
     }
     packed = pilots["pack"][-1]["tokens"] / 6
+    example = pilots["pad_to_max"][-1]["tokens"] / 6 / 12  # a group's length says nothing of the mean
     results = {}
     for mode, pilot in pilots.items():
-        rows = 2 if mode == "pack" else max(1, round(packed / (pilot[-1]["tokens"] / 6 / 12)))
+        rows = 2 if mode == "pack" else max(1, round(packed / example))
         speed = float(np.median([line["tokens_per_second"] for line in pilot[1:]]))
         steps = max(10, int(arguments.seconds * speed / packed))
         lines = train_rows(arguments.store, arguments.output / mode, mode, rows, steps)
