@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -90,7 +91,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
             {
                 "name": run.name,
                 "label": label(run, comparison),
-                "folder": str(run.folder),
+                "folder": os.path.relpath(run.folder),
                 "commit": run.commit,
                 "config": {key: run.config[key] for key in comparison.keys if key in run.config},
                 "status": run.state()[0],
