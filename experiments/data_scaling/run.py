@@ -51,12 +51,13 @@ def write_part(source: Path, root: Path, splits: dict[str, list[int]]) -> Path:
     return root
 
 
-def evaluate_on(split: str, store: Path, run: Path, asr: str, output: Path) -> dict[str, Any]:
+def evaluate_on(split: str, store: Path, run: Path, asr: str, output: Path, limit: int) -> dict[str, Any]:
     from llasa.entry import compose_config
     from llasa.evaluation.run import evaluate
 
     overrides = [f"checkpoint={run / 'best'}", f"store={store}", f"split={split}", f"asr={asr}", f"output={output}"]
-    evaluate(compose_config("evaluate", [*overrides, "limit=40", "sampling=greedy", "sampling.max_seconds=8"]))
+    overrides += [f"limit={limit}", "sampling=greedy", "sampling.max_seconds=8", "metrics.dnsmos=false"]
+    evaluate(compose_config("evaluate", overrides))
     return json.loads((output / "report.json").read_text())
 
 
@@ -66,7 +67,8 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--asr", required=True)
     parser.add_argument("--sizes", type=int, nargs="+", default=[50, 100, 200, 400])
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--limit", type=int, default=30, help="sentences of each split that are spoken")
     arguments = parser.parse_args()
 
     from llasa.corpus.store import TokenStore
@@ -100,9 +102,9 @@ def main() -> None:
             "heldout_loss": best["heldout/loss"],
             "heldout_accuracy": best["heldout/accuracy"],
             "reports": {
-                split: evaluate_on(split, store, run, arguments.asr, arguments.output / f"evaluation-{size}-{split}")[
-                    "systems"
-                ]
+                split: evaluate_on(
+                    split, store, run, arguments.asr, arguments.output / f"evaluation-{size}-{split}", arguments.limit
+                )["systems"]
                 for split in ("test", "train")
             },
         }
