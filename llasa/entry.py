@@ -185,7 +185,7 @@ def refuse_unknown_flags(arguments: Sequence[str]) -> None:
         raise UserError(message, remedy="write KEY=VALUE without dashes; --help lists the keys")
 
     parser = get_args_parser()
-    parser.error = refuse  # type: ignore[method-assign]
+    parser.error = refuse  # type: ignore[method-assign] - of this parser alone
     parser.parse_args(list(arguments))
 
 

@@ -222,6 +222,7 @@ def number_axis(axes: Axes, comparison: Comparison, key: str) -> None:
     """Logarithmic if that suits; a tick at each value if they are few."""
     from matplotlib.ticker import NullFormatter, NullLocator
 
+    # All numbers: the caller has asked `is_numeric`.
     values = [float(value) for value in distinct(comparison, key) if value is not None]  # type: ignore[arg-type]
     if is_logarithmic(values):
         axes.set_xscale("log")

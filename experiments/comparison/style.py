@@ -94,7 +94,9 @@ def distinct(comparison: Comparison, key: str) -> list[object]:
     for run in comparison.runs:
         if (value := run.config.get(key)) not in values:
             values.append(value)
-    return sorted(values, key=float) if is_numeric(comparison, key) and None not in values else values  # type: ignore[arg-type]
+    if not is_numeric(comparison, key) or None in values:
+        return values
+    return sorted(values, key=float)  # type: ignore[arg-type] - numbers, as was just asked
 
 
 def viridis(index: int, total: int, part: tuple[float, float]) -> str:

@@ -1,7 +1,6 @@
 """Held-out loss and accuracy: against one example at a time and full logits, and without a trace in the training."""
 
 import json
-import random
 import shutil
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from llasa.entry import compose_config
 from llasa.errors import UserError
 from llasa.model.attention import needs_flat_rows
 from llasa.model.finetune import merged_model
-from llasa.model.llama import build_for_training
 from llasa.packing.collate import PackingCollator
 from llasa.tracking import Tracker
 from llasa.training.data import open_stores, packed_rows
@@ -29,6 +27,7 @@ from llasa.types import EncodedUtterance
 from tests.conftest import SMALL_LLAMA
 from tests.model.tiny import CODEC, build_from, random_codes, save_tiny, tiny_speech_model
 from tests.training.loop import train_in_order
+from tests.training.noisy import build_noisy_model
 from tests.training.test_resume import rewind, two_processes
 
 SETTINGS = [*SMALL_LLAMA, "optimizer=adamw", "packing.max_length=384", "trainer.rows_per_device=2"]
@@ -328,20 +327,6 @@ def test_it_is_measured_every_so_often_and_once_at_the_end(store, tmp_path, ever
     assert len({line["heldout/loss"] for line in lines}) == len(lines), "weights that have learned meanwhile"
     assert all(line["heldout/seconds"] > 0 for line in lines)
     assert callback.seconds > sum(line["heldout/seconds"] for line in lines) - 0.01
-
-
-def noise(module, inputs, output):
-    """Uses every generator of random numbers, as dropout does: in training alone."""
-    if not module.training:
-        return output
-    scale = 0.5 + random.random() + np.random.random()  # noqa: NPY002 - the global generator is the point
-    return torch.nn.functional.dropout(output, 0.2) * scale
-
-
-def build_noisy_model(*args, **kwargs):
-    speech = build_for_training(*args, **kwargs)
-    speech.model.get_input_embeddings().register_forward_hook(noise)
-    return speech
 
 
 def run(store, folder, *overrides):

@@ -9,7 +9,6 @@ Processes that are killed are forked from a server that has imported everything 
 import json
 import multiprocessing
 import os
-import random
 import re
 import resource
 import shutil
@@ -28,29 +27,18 @@ from safetensors.torch import load_file
 import llasa.training.run
 from llasa.entry import compose_config
 from llasa.errors import UserError
-from llasa.model.llama import build_for_training
 from llasa.packing.dataset import PackedRows
 from llasa.training.run import train
 from llasa.training.saving import DamagedStateError, complete_state, read_state
 from llasa.training.state import newest_state
 from tests.conftest import SMALL_LLAMA, write_toy_store
+from tests.training.noisy import build_noisy_model
 
 ROOT = Path(__file__).resolve().parents[2]
 FAST = [*SMALL_LLAMA, "optimizer=adamw", "packing.max_length=512", "trainer.log_every=1", "checkpoint.every=2",
         "trainer.max_steps=6", "trainer.rows_per_step=2", "trainer.rows_per_device=1"]  # fmt: skip
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload([__name__])
-
-
-def noise(module, inputs, output):
-    scale = 0.5 + random.random() + np.random.random()  # noqa: NPY002 - the global generator is the point
-    return torch.nn.functional.dropout(output, 0.2) * scale
-
-
-def build_noisy_model(*args, **kwargs):
-    speech = build_for_training(*args, **kwargs)
-    speech.model.get_input_embeddings().register_forward_hook(noise)
-    return speech
 
 
 def run(store, folder, *overrides):
