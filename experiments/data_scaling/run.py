@@ -1,6 +1,6 @@
 """How do held-out loss and intelligibility grow with the amount of speech?
 
-    python experiments/data_scaling/run.py STORE OUTPUT --asr WHISPER [--sizes 50 100 200 400] [--steps 500]
+    python experiments/data_scaling/run.py STORE OUTPUT --asr WHISPER [--sizes 48 96 192 384] [--steps 300]
 
 The rows of STORE in a seeded order: the last tenth is the test split of every size, the first N are its training split.
 The nano model is trained on each size with the same number of updates, the checkpoint with the best held-out loss is
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("store", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--asr", required=True)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[50, 100, 200, 400])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[48, 96, 192, 384])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--limit", type=int, default=30, help="sentences of each split that are spoken")
     arguments = parser.parse_args()
@@ -88,6 +88,7 @@ def main() -> None:
         run = arguments.output / f"run-{size}"
         overrides = [
             "experiment=nano_it",
+            "optimizer.lr=8e-3",  # the best of experiments/learning_rate
             f"store={store}",
             f"output_dir={run}",
             f"trainer.max_steps={arguments.steps}",
