@@ -8,7 +8,7 @@ can never produce a code in the wrong place.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -73,3 +73,33 @@ class Codec(Protocol):
             ValueError: a code outside its range, or a number of codes that is no whole number of frames.
         """
         ...
+
+
+class StreamDecoder(Protocol):
+    """Decodes one clip while its codes still come. The pieces, joined, are as long as :meth:`Codec.decode` makes it.
+
+    Which samples a piece holds depends on the codes alone, not on how they were divided. One thread at a time.
+    """
+
+    def push(self, codes: np.ndarray) -> np.ndarray:
+        """The next codes [num_codes >= 0] → the samples that are certain now, float32 [samples >= 0].
+
+        Raises:
+            ValueError: as :meth:`Codec.decode`, maybe only later.
+        """
+        ...
+
+    def finish(self) -> np.ndarray:
+        """The rest, float32 [samples >= 0]. Nothing may be pushed afterwards.
+
+        Raises:
+            ValueError: the clip did not end with a whole frame.
+        """
+        ...
+
+
+@runtime_checkable
+class StreamingCodec(Protocol):
+    """A codec whose decoder only looks back: it decodes a stream by itself, to the very samples of ``decode``."""
+
+    def open_stream(self) -> StreamDecoder: ...

@@ -12,17 +12,21 @@ from __future__ import annotations
 
 import _ctypes
 import ctypes
+import shutil
 import sys
+import tempfile
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import files, version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from llasa.codec.base import CodecSpec
-from llasa.errors import UserError
+from llasa.errors import UserError, first_line
 
 BITS = (10, 12, 12, 12)
 FRAME_BYTES, SPARE_BITS = 6, 2
@@ -67,6 +71,14 @@ class Codec2:
     def decode(self, codes: list[np.ndarray]) -> list[np.ndarray]:
         return [self._decode(clip) for clip in codes]
 
+    def open_stream(self) -> Codec2Stream:
+        """A clip decoded frame by frame, to the very samples of :meth:`decode`.
+
+        Raises:
+            UserError: the folder for temporary files cannot hold a library.
+        """
+        return Codec2Stream(self._library)
+
     def _encode(self, waveform: np.ndarray) -> np.ndarray:
         """float32 [samples] → uint16 [4 * frames]."""
         pcm = np.clip(np.rint(waveform * 32767.0), -32768, 32767).astype(np.int16)
@@ -80,18 +92,56 @@ class Codec2:
 
     def _decode(self, codes: np.ndarray) -> np.ndarray:
         """uint16 [4 * frames] → float32 [160 * frames]."""
-        if len(codes) % len(BITS):
-            raise ValueError(f"{len(codes)} codes are no whole number of frames of {len(BITS)}")
-        parts = np.asarray(codes, dtype=np.int64).reshape(-1, len(BITS)) - _STARTS
-        if ((parts < 0) | (parts >= _SIZES)).any():
-            raise ValueError("a code stands outside the range of its place in the frame")
-        words = (parts << _SHIFTS).sum(axis=1)
-        frames = (words[:, None] // _BYTE_WEIGHTS % 256).astype(np.uint8)
+        frames = _frames(codes)
         pcm = np.zeros((len(frames), FRAME_SAMPLES), dtype=np.int16)
         with _fresh_coder(self._library) as (library, coder):
             for source, target in zip(frames, pcm, strict=True):
                 library.codec2_decode(coder, target.ctypes.data, source.ctypes.data)
         return pcm.reshape(-1).astype(np.float32) / 32768.0
+
+
+class Codec2Stream:
+    """A coder that stays open between the pieces of a clip; implements :class:`llasa.codec.base.StreamDecoder`.
+
+    The coder lives in a copy of the library of its own, so the generator that is static in the library (see
+    :func:`_fresh_coder`) serves this stream alone: any number of streams and whole clips may be under way at once.
+    A stream that is dropped before its end frees both.
+
+    Cost: 2 ms and 2.4 MB to open; every whole frame pushed is decoded at once.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._library = _own_library(path)
+        self._coder = self._library.codec2_create(MODE_2400)
+        self._rest = np.zeros(0, dtype=np.int64)
+        self._close = weakref.finalize(self, _close, self._library, self._coder)
+
+    def push(self, codes: np.ndarray) -> np.ndarray:
+        assert self._close.alive, "the stream is finished"
+        pending = np.concatenate([self._rest, np.asarray(codes, dtype=np.int64)])
+        whole = len(pending) - len(pending) % len(BITS)
+        frames, self._rest = _frames(pending[:whole]), pending[whole:]
+        pcm = np.zeros((len(frames), FRAME_SAMPLES), dtype=np.int16)
+        for source, target in zip(frames, pcm, strict=True):
+            self._library.codec2_decode(self._coder, target.ctypes.data, source.ctypes.data)
+        return pcm.reshape(-1).astype(np.float32) / 32768.0
+
+    def finish(self) -> np.ndarray:
+        """Nothing is left to come but an error: the coder has no delay."""
+        self._close()
+        _frames(self._rest)
+        return np.zeros(0, dtype=np.float32)
+
+
+def _frames(codes: np.ndarray) -> np.ndarray:
+    """Codes [4 * frames] → the coder's bytes, uint8 [frames, 6]; raises ValueError as ``decode``."""
+    if len(codes) % len(BITS):
+        raise ValueError(f"{len(codes)} codes are no whole number of frames of {len(BITS)}")
+    parts = np.asarray(codes, dtype=np.int64).reshape(-1, len(BITS)) - _STARTS
+    if ((parts < 0) | (parts >= _SIZES)).any():
+        raise ValueError("a code stands outside the range of its place in the frame")
+    words = (parts << _SHIFTS).sum(axis=1)
+    return (words[:, None] // _BYTE_WEIGHTS % 256).astype(np.uint8)
 
 
 @contextmanager
@@ -108,17 +158,42 @@ def _fresh_coder(path: str) -> Iterator[tuple[ctypes.CDLL, int]]:
             "pycodec2 is imported: Codec2's generator cannot be started anew, decoding is not repeatable"
         )
     with _LIBRARY_LOCK:
-        library = ctypes.CDLL(path)
+        library = _load(path)
         try:
-            library.codec2_create.restype = ctypes.c_void_p
-            library.codec2_create.argtypes = [ctypes.c_int]
-            library.codec2_destroy.argtypes = [ctypes.c_void_p]
-            library.codec2_encode.argtypes = library.codec2_decode.argtypes = [ctypes.c_void_p] * 3
             coder = library.codec2_create(MODE_2400)
             yield library, coder
             library.codec2_destroy(coder)
         finally:
             _ctypes.dlclose(library._handle)
+
+
+def _load(path: str) -> ctypes.CDLL:
+    library = ctypes.CDLL(path)
+    library.codec2_create.restype = ctypes.c_void_p
+    library.codec2_create.argtypes = [ctypes.c_int]
+    library.codec2_destroy.argtypes = [ctypes.c_void_p]
+    library.codec2_encode.argtypes = library.codec2_decode.argtypes = [ctypes.c_void_p] * 3
+    return library
+
+
+def _own_library(path: str) -> ctypes.CDLL:
+    """The library once more, from a copy: a file that is open already would only be counted.
+
+    The copy's name is gone when this returns, so nothing is left behind, however the process ends.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="codec2-") as folder:
+            return _load(shutil.copyfile(path, str(Path(folder) / "libcodec2")))
+    except OSError as error:
+        raise UserError(
+            f"Codec2 cannot open a stream, for which its library is copied: {first_line(error)}",
+            remedy="set TMPDIR to a folder with 3 MB left from which libraries may be loaded",
+        ) from error
+
+
+def _close(library: ctypes.CDLL, coder: int) -> None:
+    library.codec2_destroy(coder)
+    _ctypes.dlclose(library._handle)
 
 
 def _library_path() -> str:
