@@ -301,6 +301,10 @@ class TrainConfig:
     store: str = MISSING
     stores: dict[str, str] = field(default_factory=dict)
     """Several stores, by name, instead of ``store``."""
+    speaker_tags: bool = False
+    """Put each row's speaker in front of its text ("tara: Hello"), so that infer.py can ask for one with speaker=NAME.
+    Rows whose corpus tells none stay as they are; one name in several stores is one speaker. Whom a store holds out
+    (`split.by=speaker`) is not learned."""
     output_dir: str = MISSING
     resume: Any = False
     """true = go on from the last state in ``output_dir``; auto = if there is one, else start (for requeued jobs)."""

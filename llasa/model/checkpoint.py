@@ -9,10 +9,12 @@ RUN/adapter      finetune=lora|qlora: the adapter alone, in peft's form
 
 from __future__ import annotations
 
+import difflib
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +24,7 @@ from llasa.codec.base import CodecSpec
 from llasa.errors import UserError, first_line
 from llasa.model.finetune import adapter_state_dict, merged_model
 from llasa.provenance import write_json
-from llasa.tokens.prompt import PromptRules
+from llasa.tokens.prompt import PromptRules, speaker_tag
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
 CARD = "llasa.json"
 FORMAT_VERSION = 1
+MAX_SPEAKERS = 1000
+"""Names in a card; of more speakers it has the most frequent ones, and their number."""
 
 PUBLISHED_CODEC = CodecSpec(
     name="xcodec2",
@@ -45,7 +49,7 @@ PUBLISHED_CODEC = CodecSpec(
 
 @dataclass(frozen=True)
 class CheckpointCard:
-    """Prompt rules, codec, languages and training length of a checkpoint."""
+    """Prompt rules, codec, languages, training length and speakers of a checkpoint."""
 
     rules: PromptRules
     codec: CodecSpec
@@ -54,6 +58,45 @@ class CheckpointCard:
     """Tokens of the longest sequence it was trained on, prompt and speech together."""
     quantisation: str | None = None
     """Of the weights under an adapter: nf4, or none."""
+    speakers: tuple[str, ...] = ()
+    """With speaker tags: those whom it knows, the most frequent first, at most ``MAX_SPEAKERS``."""
+    num_speakers: int = 0
+    """How many it knows, with those who are not named."""
+
+    def with_speakers(self, names: Sequence[str]) -> CheckpointCard:
+        """The card after training on these speakers' tags, the most frequent first; earlier ones follow them."""
+        known = tuple(dict.fromkeys([*names, *self.speakers]))
+        return replace(self, speakers=known[:MAX_SPEAKERS], num_speakers=max(len(known), self.num_speakers))
+
+    def knows(self, speaker: str) -> bool:
+        """Whether the model may be asked for a speaker. Where not all are named, any name may be one of them."""
+        tag, all_named = speaker_tag(speaker), len(self.speakers) == self.num_speakers
+        return self.rules.speaker_tags and tag != "" and (tag in self.speakers or not all_named)
+
+    def speaker_for(self, speaker: str | None, *, has_voice: bool = False) -> str:
+        """Whose tag belongs in front of a text: what :meth:`PromptBuilder.prompt` wants. "" is nobody's.
+
+        Nobody asked for is the most frequent speaker, as the model has read few texts without a tag or none; with a
+        recording to imitate it is nobody, for that says whose voice it is.
+
+        Raises:
+            UserError: the model was trained without tags, or not with this one.
+        """
+        if speaker is None:
+            return next(iter(self.speakers), "") if self.rules.speaker_tags and not has_voice else ""
+        if speaker == "" or self.knows(speaker):
+            return speaker
+        if not self.rules.speaker_tags:
+            raise UserError(
+                f"speaker={speaker!r} is asked for, but the model was trained without speaker tags",
+                remedy="leave speaker= out, clone a recording with voice=, or train with speaker_tags=true",
+            )
+        close = difflib.get_close_matches(speaker_tag(speaker), self.speakers, n=3)
+        named = ", ".join(self.speakers[:10]) + (", …" if len(self.speakers) > 10 else "")
+        raise UserError(
+            f"speaker={speaker[:100]!r} is not among the {self.num_speakers:,} speakers of the model",
+            remedy=f"did you mean {' or '.join(close)}?" if close else f"it knows {named}",
+        )
 
     def save(self, folder: Path) -> None:
         write_json(
@@ -65,6 +108,7 @@ class CheckpointCard:
                 "languages": list(self.languages),
                 "max_length": self.max_length,
                 **({"quantisation": self.quantisation} if self.quantisation else {}),
+                **({"speakers": list(self.speakers), "num_speakers": self.num_speakers} if self.num_speakers else {}),
             },
         )
 
@@ -88,9 +132,32 @@ class CheckpointCard:
                 tuple(fields["languages"]),
                 fields["max_length"],
                 fields.get("quantisation"),
+                tuple(fields.get("speakers", ())),
+                fields.get("num_speakers", 0),
             )
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise UserError(f"{path} is not a checkpoint card ({type(error).__name__}: {error})") from None
+
+
+def fingerprint(checkpoint: str) -> str:
+    """What tells the weights and prompt rules of a checkpoint from any others: of a folder its content, of the hub's
+    its commit. A model card (README.md), which may be written later, is no part of it. 1 s for each GB."""
+    folder = Path(checkpoint)
+    if not folder.is_dir():
+        from transformers import AutoConfig
+
+        try:
+            return f"{checkpoint}@{AutoConfig.from_pretrained(checkpoint)._commit_hash}"
+        except (OSError, ValueError):
+            return checkpoint  # loading it will say what is wrong
+    digest = hashlib.blake2b(digest_size=16)
+    for file in sorted(
+        path for path in folder.iterdir() if path.is_file() and path.name[0] != "." and path.suffix != ".md"
+    ):
+        digest.update(f"{file.name}\0".encode())
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "blake2b").digest())
+    return digest.hexdigest()
 
 
 def hub_card(name: str) -> Path | None:

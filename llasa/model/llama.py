@@ -35,15 +35,21 @@ FULL = FinetuneConfig(name="full")
 
 
 @dataclass
-class SpeechModel:
-    """A Llama that speaks, with everything that belongs to its tokens."""
+class TokenContract:
+    """What a checkpoint is besides its weights: everything that belongs to its tokens."""
 
-    model: LlamaForCausalLM | PeftModel
-    """What the trainer or the engine gets: the Llama, or the adapters around it."""
     tokenizer: PreTrainedTokenizerBase
     vocabulary: SpeechVocabulary
     prompt: PromptBuilder
     card: CheckpointCard
+
+
+@dataclass
+class SpeechModel(TokenContract):
+    """A Llama that speaks."""
+
+    model: LlamaForCausalLM | PeftModel
+    """What the trainer or the engine gets: the Llama, or the adapters around it."""
     kernels: str
     attn: str
     notes: dict[str, Any] = field(default_factory=dict)
@@ -112,7 +118,7 @@ def build_for_training(
     notes["finetune"] = count_weights(trained)
     card = replace(card, codec=codec)
     prompt = PromptBuilder(tokenizer, vocabulary, card.rules)
-    return SpeechModel(trained, tokenizer, vocabulary, prompt, card, kernel, attn, notes)
+    return SpeechModel(tokenizer, vocabulary, prompt, card, trained, kernel, attn, notes)
 
 
 def load_for_inference(checkpoint: str, device: str) -> SpeechModel:
@@ -121,15 +127,23 @@ def load_for_inference(checkpoint: str, device: str) -> SpeechModel:
     Raises:
         UserError: it is no checkpoint that speaks.
     """
+    contract = load_contract(checkpoint)
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    model = load_model(checkpoint, "sdpa", dtype, device).to(device).eval()
+    return SpeechModel(**vars(contract), model=model, kernels="torch", attn="sdpa")
+
+
+def load_contract(checkpoint: str) -> TokenContract:
+    """What a checkpoint says of its tokens, without its weights.
+
+    Raises:
+        UserError: it is no checkpoint that speaks.
+    """
     quiet_libraries()
     tokenizer = load_tokenizer(checkpoint)
     card = CheckpointCard.load(checkpoint)
     vocabulary = SpeechVocabulary.from_tokenizer(tokenizer, card.codec.codebook_size)
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    model = load_model(checkpoint, "sdpa", dtype, device).to(device).eval()
-    return SpeechModel(
-        model, tokenizer, vocabulary, PromptBuilder(tokenizer, vocabulary, card.rules), card, "torch", "sdpa"
-    )
+    return TokenContract(tokenizer, vocabulary, PromptBuilder(tokenizer, vocabulary, card.rules), card)
 
 
 def _from_scratch(

@@ -9,6 +9,7 @@ number of its steps (:meth:`PackedRows.continue_from`).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +22,7 @@ from llasa.errors import UserError
 from llasa.packing.lengths import example_lengths
 from llasa.packing.mixture import Mixture, SourceReport, token_shares
 from llasa.packing.plan import PackingPlan
-from llasa.tokens.prompt import PromptBuilder
+from llasa.tokens.prompt import PromptBuilder, speaker_tag
 from llasa.types import Example
 
 
@@ -29,8 +30,9 @@ from llasa.types import Example
 class Source:
     """What a mixture has a share of: a language of a store.
 
-    ``rows`` have the columns ``text``, ``codes``, ``num_codes`` (a split of a :class:`TokenStore`, or a part of one);
-    ``lengths`` are the tokens of the example that each of them becomes, int [rows].
+    ``rows`` have the columns ``text``, ``codes``, ``num_codes``, and ``speaker`` where the prompt has tags (a split of
+    a :class:`TokenStore`, or a part of one); ``lengths`` are the tokens of the example that each of them becomes, int
+    [rows].
     """
 
     name: str
@@ -121,8 +123,9 @@ class PackedRows(Dataset):
         for source in np.unique(sources).tolist():
             places = np.flatnonzero(sources == source).tolist()
             stored = self._rows[source][numbers[places].tolist()]
-            for place, text, codes in zip(places, stored["text"], stored["codes"], strict=True):
-                examples[place] = self.prompt.example(str(text), codes)
+            speakers = stored["speaker"] if self.prompt.rules.speaker_tags else [""] * len(places)
+            for place, text, codes, speaker in zip(places, stored["text"], stored["codes"], speakers, strict=True):
+                examples[place] = self.prompt.example(str(text), codes, str(speaker))
         row = [examples[place] for place in range(len(numbers))]
         planned = self.plan.lengths[self.plan.examples(item + self.shift)].tolist()
         assert [len(example.input_ids) for example in row] == planned, "the lengths are of other examples"
@@ -144,6 +147,23 @@ class PackedRows(Dataset):
         columns = [rows.select_columns(["num_codes"]).with_format("arrow") for rows in self._rows]
         counts = [np.concatenate([part["num_codes"].to_numpy() for part in column.iter(10_000)]) for column in columns]
         return np.concatenate([count[kept] for count, kept in zip(counts, self._kept, strict=True)])
+
+    @cached_property
+    def speakers(self) -> Counter[str]:
+        """Examples by the speaker's tag, of the sources that have a share; one without a speaker is not counted."""
+        counts: Counter[str] = Counter()
+        for rows, kept, report in zip(self._rows, self._kept, self.sources, strict=True):
+            if not report.share:
+                continue
+            start = 0
+            for batch in rows.select_columns(["speaker"]).with_format("arrow").iter(10_000):
+                stop = start + len(batch)
+                first, last = np.searchsorted(kept, [start, stop])
+                for entry in batch["speaker"].take(kept[first:last] - start).value_counts().to_pylist():
+                    counts[speaker_tag(entry["values"])] += entry["counts"]
+                start = stop
+        del counts[""]
+        return counts
 
     def rows_in(self, epochs: float) -> int:
         """Rows of the plan that ``epochs`` epochs take, at least one; a fraction is of the epoch it lies in."""

@@ -32,11 +32,16 @@ def example_lengths(rows: Any, prompt: PromptBuilder) -> np.ndarray:
     Equal to :meth:`PromptBuilder.lengths`, but token ids never become Python objects: several times as fast.
     """
     lengths = np.empty(len(rows), dtype=np.int32)
+    columns = ["text", "num_codes", *(["speaker"] if prompt.rules.speaker_tags else [])]
     start = 0
     with token_counter(prompt) as count:
-        for batch in rows.select_columns(["text", "num_codes"]).with_format("arrow").iter(BATCH):
+        for batch in rows.select_columns(columns).with_format("arrow").iter(BATCH):
             stop = start + len(batch)
-            lengths[start:stop] = count(batch["text"].to_pylist())
+            texts = batch["text"].to_pylist()
+            if prompt.rules.speaker_tags:
+                speakers = batch["speaker"].to_pylist()
+                texts = [prompt.tagged(text, speaker) for text, speaker in zip(texts, speakers, strict=True)]
+            lengths[start:stop] = count(texts)
             lengths[start:stop] += batch["num_codes"].to_numpy().astype(np.int32) + prompt.overhead
             start = stop
     assert start == len(rows)

@@ -20,6 +20,7 @@ from llasa.config import TrainConfig
 from llasa.config.shared import MULTILINGUAL
 from llasa.corpus.store import MANIFEST, PLAN, TokenStore
 from llasa.errors import UserError
+from llasa.model.llama import SpeechModel
 from llasa.packing.dataset import PackedRows, Source
 from llasa.packing.lengths import cached_lengths
 from llasa.paths import location
@@ -88,11 +89,19 @@ def describe(codec: CodecSpec) -> str:
     return f"{codec.name} {codec.fingerprint}"
 
 
+def with_speaker_tags(speech: SpeechModel, tags: bool) -> SpeechModel:
+    """The model with prompts as `speaker_tags` says, whatever those of the checkpoint were that it begins with."""
+    rules = replace(speech.card.rules, speaker_tags=tags)
+    card = replace(speech.card, rules=rules, **({} if tags else {"speakers": (), "num_speakers": 0}))
+    return replace(speech, card=card, prompt=PromptBuilder(speech.tokenizer, speech.vocabulary, rules))
+
+
 def packed_rows(config: TrainConfig, stores: Stores, prompt: PromptBuilder) -> PackedRows:
     """The training splits' rows of the languages, mixed and packed.
 
     Raises:
-        UserError: there are none, none fits into a row, or `mixture.weights` does not fit the sources.
+        UserError: there are none, none fits into a row, `mixture.weights` does not fit the sources, or there are to be
+            speaker tags and no row has a speaker.
     """
     sources = [
         Source(
@@ -109,7 +118,7 @@ def packed_rows(config: TrainConfig, stores: Stores, prompt: PromptBuilder) -> P
             f"the {SPLIT} split of {places} has nothing in {', '.join(stores.languages)}",
             remedy="see rejects.jsonl there for the reasons",
         )
-    return PackedRows(
+    data = PackedRows(
         sources,
         prompt,
         max_length=config.packing.max_length,
@@ -120,6 +129,20 @@ def packed_rows(config: TrainConfig, stores: Stores, prompt: PromptBuilder) -> P
         temperature=config.mixture.temperature,
         weights=config.mixture.weights,
     )
+    if prompt.rules.speaker_tags and not data.speakers:
+        raise UserError(
+            f"speaker_tags=true, but no row of {', '.join(str(store.root) for store in stores.stores.values())} "
+            "that is trained on has a speaker",
+            remedy="leave speaker_tags out, or make a store of a corpus that tells its speakers",
+        )
+    return data
+
+
+def trained_speakers(data: PackedRows) -> tuple[str, ...]:
+    """Speakers whose tags are learned, those with the most examples first; none without tags."""
+    if not data.prompt.rules.speaker_tags:
+        return ()
+    return tuple(sorted(data.speakers, key=lambda name: (-data.speakers[name], name)))
 
 
 def trained_languages(data: PackedRows) -> tuple[str, ...]:

@@ -4,6 +4,9 @@ stores ─split, trained sources─► a fixed sample ─packed once─► HeldO
 
 The sample depends on the stores, the tokenizer, `heldout.rows` and `packing.max_length` alone: all runs of a sweep are
 measured on the same speech, however they train.
+
+With `speaker_tags` its prompts have their speakers' tags, like those that are trained. Where whole speakers are held
+out (`split.by=speaker`) these are tags that the model has not learned, and its loss is that of a stranger's voice.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ from llasa.device import (
 from llasa.errors import UserError
 from llasa.model.activation_checkpointing import apply_activation_checkpointing
 from llasa.model.attention import needs_flat_rows
-from llasa.model.checkpoint import CheckpointCard, save_adapter, save_checkpoint
+from llasa.model.checkpoint import save_adapter, save_checkpoint
 from llasa.model.llama import SpeechModel, build_for_training
 from llasa.packing.collate import PackingCollator
 from llasa.packing.dataset import PackedRows
@@ -43,7 +43,7 @@ from llasa.training.arguments import training_arguments
 from llasa.training.best import BestCallback
 from llasa.training.callbacks import MetricsCallback, speech_hours
 from llasa.training.cost import flops_per_token, mfu
-from llasa.training.data import open_stores, packed_rows, trained_languages
+from llasa.training.data import open_stores, packed_rows, trained_languages, trained_speakers, with_speaker_tags
 from llasa.training.heldout import HeldOutCallback
 from llasa.training.heldout_rows import heldout_rows
 from llasa.training.interrupt import InterruptCallback
@@ -82,6 +82,7 @@ def train(config: TrainConfig) -> float | None:
     speech = build_for_training(
         config.model, config.kernels, stores.codec, device, precision, config.finetune, config.trainer.parameters
     )
+    speech = with_speaker_tags(speech, config.speaker_tags)
     apply_activation_checkpointing(speech.model, config.trainer.activation_checkpointing)
     data = packed_rows(config, stores, speech.prompt)
     rows_per_step = config.trainer.rows_per_step
@@ -100,12 +101,12 @@ def train(config: TrainConfig) -> float | None:
     data.num_rows = num_steps * rows_per_step
     arguments = training_arguments(config, run, num_steps, device, precision, parallel)
     languages = trained_languages(data)
-    card = CheckpointCard(
-        speech.card.rules,
-        stores.codec,
-        tuple(dict.fromkeys([*languages, *speech.card.languages])),
-        max(speech.card.max_length, int(data.plan.lengths.max())),
-    )
+    card = dataclasses.replace(
+        speech.card,
+        codec=stores.codec,
+        languages=tuple(dict.fromkeys([*languages, *speech.card.languages])),
+        max_length=max(speech.card.max_length, int(data.plan.lengths.max())),
+    ).with_speakers(trained_speakers(data))
     samples = build_samples(config, speech, card, languages, run, device=device, precision=precision, parallel=parallel)
 
     resolved = {"device": device, "precision": precision, "kernels": speech.kernels, "attn": speech.attn}

@@ -116,6 +116,7 @@ def accepted_changes(run: Path, saved: SavedState, config: dict[str, Any], store
         UserError: settings or a store that make it another run.
     """
     before = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
+    before.setdefault("speaker_tags", False)  # a run of before there were any
     now = json.loads(json.dumps(config))
     keys = [key for key in sorted(differing_keys(before, now)) if not is_within(key, MAY_CHANGE)]
     require_fitting_weights(run, saved, keys, before, now)

@@ -1,5 +1,6 @@
 """A checkpoint folder appears whole or not at all."""
 
+import json
 import subprocess
 import sys
 
@@ -7,8 +8,9 @@ import pytest
 import torch
 
 from llasa.errors import UserError
-from llasa.model.checkpoint import replaced_folder, save_checkpoint
-from tests.model.tiny import tiny_speech_model
+from llasa.model.checkpoint import CARD, MAX_SPEAKERS, CheckpointCard, replaced_folder, save_checkpoint
+from llasa.tokens.prompt import PromptRules
+from tests.model.tiny import CODEC, tiny_speech_model
 
 FULL_DISK = """
 import resource, sys
@@ -99,3 +101,63 @@ def test_saving_leaves_the_model_as_it_was(tmp_path):
         assert parameter.dtype == torch.float32
         assert torch.equal(parameter, before[name])
     assert speech.model.config.use_cache is False
+
+
+# --- who speaks
+
+PLAIN = CheckpointCard(PromptRules(), CODEC, ("it",), 300)
+TAGGED = CheckpointCard(PromptRules(speaker_tags=True), CODEC, ("it",), 300).with_speakers(["tara", "leo", "zoë"])
+
+
+def test_a_card_keeps_its_speakers(tmp_path):
+    """Fails when they are not written or not read; a card without any has the fields it always had."""
+    TAGGED.save(tmp_path)
+    assert CheckpointCard.load(str(tmp_path)) == TAGGED
+    assert (TAGGED.speakers, TAGGED.num_speakers) == (("tara", "leo", "zoë"), 3)
+    PLAIN.save(tmp_path)
+    fields = json.loads((tmp_path / CARD).read_text())
+    assert fields.keys() == {"format_version", "prompt", "codec", "languages", "max_length"}
+    assert fields["prompt"].keys() == {"instruction", "date_string"}
+    assert CheckpointCard.load(str(tmp_path)) == PLAIN
+
+
+def test_a_card_names_so_many_speakers_and_counts_all(tmp_path):
+    """Fails without the bound, and when a speaker beyond it cannot be asked for."""
+    names = [f"speaker {number}" for number in range(MAX_SPEAKERS + 5)]
+    card = TAGGED.with_speakers(names)
+    assert card.speakers == tuple(names[:MAX_SPEAKERS])
+    assert card.num_speakers == MAX_SPEAKERS + 8
+    card.save(tmp_path)
+    assert CheckpointCard.load(str(tmp_path)) == card
+    assert card.knows(names[-1])
+    assert card.speaker_for(names[-1]) == names[-1]
+    assert card.with_speakers(["new"]).num_speakers == card.num_speakers
+
+
+def test_training_on_adds_speakers_and_puts_its_own_first():
+    card = TAGGED.with_speakers(["nuovo", "leo"])
+    assert (card.speakers, card.num_speakers) == (("nuovo", "leo", "tara", "zoë"), 4)
+
+
+def test_who_is_asked_for_must_be_known():
+    """Fails when a name passes unseen, or is compared otherwise than it stands in the prompt."""
+    assert TAGGED.speaker_for("leo") == "leo"
+    assert TAGGED.speaker_for(" zoe\u0308 ") == " zoe\u0308 ", "its tag is that of zoë"
+    with pytest.raises(UserError, match=r"speaker='tarra' is not among the 3 speakers .* did you mean tara\?"):
+        TAGGED.speaker_for("tarra")
+    with pytest.raises(UserError, match=r"speaker='x' is not among the 3 .* it knows tara, leo, zoë$"):
+        TAGGED.speaker_for("x")
+    with pytest.raises(UserError, match="speaker=':' is not among"):
+        TAGGED.speaker_for(":")
+    with pytest.raises(UserError, match=r"speaker='tara' .* trained without speaker tags; leave speaker= out"):
+        PLAIN.speaker_for("tara")
+    assert [TAGGED.knows(name) for name in ("tara", "x", "")] == [True, False, False]
+    assert not PLAIN.knows("tara")
+
+
+def test_who_speaks_where_nobody_is_asked_for():
+    """The most frequent speaker, but with a recording nobody: it says itself whose voice it is."""
+    assert TAGGED.speaker_for(None) == "tara"
+    assert TAGGED.speaker_for(None, has_voice=True) == ""
+    assert TAGGED.speaker_for("leo", has_voice=True) == "leo"
+    assert TAGGED.speaker_for("") == PLAIN.speaker_for("") == PLAIN.speaker_for(None) == ""

@@ -1,4 +1,6 @@
 import json
+from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from llasa.errors import UserError
 from llasa.packing.collate import PackingCollator
 from llasa.packing.dataset import PackedRows, Source
 from llasa.packing.lengths import example_lengths
+from llasa.tokens.prompt import PromptBuilder
 from tests.conftest import write_toy_store
 from tests.model.tiny import tiny_speech_model
 
@@ -80,6 +83,63 @@ def test_an_item_has_the_texts_and_codes_of_its_sources_in_the_order_of_the_plan
         mixed += (numbers < 24).any() and (numbers >= 24).any()
         assert ids(data[item]) == [every[number] for number in numbers]
     assert (mixed > 3) == (mode == "pack")
+
+
+@pytest.fixture(scope="module")
+def tagged(speech):
+    """A prompt with speaker tags, and rows of three speakers, one of whom is not told."""
+    import datasets
+
+    rules = replace(speech.prompt.rules, speaker_tags=True)
+    counts = np.random.default_rng(0).integers(5, 60, 30)
+    data = datasets.Dataset.from_dict(
+        {
+            "text": [f"frase {'i' * (i % 9)}" for i in range(30)],
+            "codes": [[i % 16, 16] * int(count) for i, count in enumerate(counts)],
+            "num_codes": (2 * counts).astype(np.int32),
+            "speaker": [("tara", "", "leo ", "tara")[i % 4] for i in range(30)],
+        }
+    ).with_format("numpy")
+    rows = {"it": data.select(range(20)), "de": data.select(range(29, 19, -1))}
+    return replace(speech, prompt=PromptBuilder(speech.tokenizer, speech.vocabulary, rules)), rows
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_examples_have_their_speakers_tags(tagged, mode):
+    """Fails when the plan's lengths are those without tags, or a row gets the tag of another."""
+    speech, rows = tagged
+    data = packed(speech, rows, mode=mode)
+    every = [
+        speech.prompt.example(str(text), codes, str(speaker)).input_ids.tolist()
+        for part in rows.values()
+        for text, codes, speaker in zip(part["text"], part["codes"], part["speaker"], strict=True)
+    ]
+    assert data.plan.lengths.tolist() == [len(example) for example in every]
+    for item in range(len(data)):
+        assert ids(data[item]) == [every[number] for number in data.plan.examples(item)]
+    again = packed(speech, rows, mode=mode)
+    assert again.continue_from(data.position(3), 1)
+    assert ids(again[1]) == ids(data[3])
+    untagged = packed(replace(speech, prompt=PromptBuilder(speech.tokenizer, speech.vocabulary, replace(
+        speech.prompt.rules, speaker_tags=False))), rows, mode=mode)  # fmt: skip
+    assert not untagged.continue_from(data.position(3), 1), "a plan of other lengths is another plan"
+
+
+def test_speakers_are_counted_among_the_examples_that_are_used(tagged):
+    """Fails when rows that are too long count, or those of a source without a share, or a name as it was written."""
+    speech, rows = tagged
+    limit = 130
+    lengths = {name: example_lengths(part, speech.prompt) for name, part in rows.items()}
+    assert all((part > limit).any() for part in lengths.values())
+    kept = {
+        name: Counter(
+            str(speaker).strip() for speaker, length in zip(part["speaker"], lengths[name], strict=True)
+            if length <= limit and speaker
+        )
+        for name, part in rows.items()
+    }  # fmt: skip
+    assert packed(speech, rows, max_length=limit).speakers == kept["it"] + kept["de"]
+    assert packed(speech, rows, max_length=limit, weights={"it": 0, "de": 1}).speakers == kept["de"]
 
 
 def test_examples_longer_than_a_row_are_counted_by_source(speech, rows):

@@ -22,11 +22,11 @@ def prompt(tokenizer=None, **rules):
     return PromptBuilder(tokenizer, SpeechVocabulary.from_tokenizer(tokenizer, 64), PromptRules(**rules))
 
 
-def data_set(texts):
+def data_set(texts, **columns):
     import datasets
 
     counts = np.arange(1, len(texts) + 1, dtype=np.int32)
-    return datasets.Dataset.from_dict({"text": texts, "num_codes": counts}).with_format("numpy")
+    return datasets.Dataset.from_dict({"text": texts, "num_codes": counts, **columns}).with_format("numpy")
 
 
 @pytest.fixture
@@ -64,6 +64,22 @@ def test_lengths_are_those_of_the_examples(tokenizer, batch, monkeypatch):
     assert found.tolist() == slow == builder.lengths(TEXTS, np.arange(1, 7)).tolist()
 
 
+@pytest.mark.parametrize(("tokenizer", "batch"), [(byte_tokenizer, 10_000), (llama3_tokenizer, 4)])
+def test_lengths_have_the_speakers_in_them(tokenizer, batch, monkeypatch):
+    """Fails when the tag is left out, counted apart from the text, or taken from another batch."""
+    monkeypatch.setattr(module, "BATCH", batch)
+    builder = prompt(tokenizer(), speaker_tags=True)
+    speakers = ["tara", "", "Zoë", "leo: x", "tara", "<|eot_id|>"]
+    rows = data_set(TEXTS, speaker=speakers)
+    examples = [
+        builder.example(text, np.zeros(n + 1, dtype=int), speaker)
+        for n, (text, speaker) in enumerate(zip(TEXTS, speakers, strict=True))
+    ]
+    found = example_lengths(rows, builder).tolist()
+    assert found == [len(example.input_ids) for example in examples]
+    assert found != example_lengths(rows, prompt(tokenizer())).tolist()
+
+
 def test_a_selection_of_rows_has_the_lengths_of_its_rows():
     rows, builder = data_set(TEXTS), prompt()
     mine = [5, 0, 3]
@@ -88,7 +104,8 @@ def test_whatever_changes_a_length_is_counted_anew(cache, counted):
     another = byte_tokenizer()
     another.add_tokens(["frase"])
     cached_lengths(rows, prompt(another), {"store": "a"})
-    assert len(counted) == len(saved(cache)) == 4
+    cached_lengths(data_set(TEXTS, speaker=TEXTS), prompt(speaker_tags=True), {"store": "a"})
+    assert len(counted) == len(saved(cache)) == 5
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "foreign", "other rows"])

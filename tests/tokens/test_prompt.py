@@ -3,7 +3,7 @@ import pytest
 
 from llasa.errors import UserError
 from llasa.tokens.byte_tokenizer import byte_tokenizer
-from llasa.tokens.prompt import PromptBuilder, PromptRules
+from llasa.tokens.prompt import PromptBuilder, PromptRules, speaker_tag
 from llasa.tokens.vocabulary import SpeechVocabulary, extend_tokenizer
 from tests.tokens.llama3 import llama3_tokenizer, reference_tokenizer
 
@@ -97,6 +97,65 @@ def test_the_date_is_part_of_the_rules(llama3):
     other = PromptBuilder(llama3.tokenizer, llama3.vocabulary, PromptRules(date_string="01 Jan 2025"))
     assert other.prompt("Ciao").tolist() != llama3.prompt("Ciao").tolist()
     assert "Today Date: 01 Jan 2025" in llama3.tokenizer.decode(other.prompt("Ciao"))
+
+
+# --- who speaks
+
+
+def with_tags(builder):
+    return PromptBuilder(builder.tokenizer, builder.vocabulary, PromptRules(speaker_tags=True))
+
+
+def test_with_tags_the_text_begins_with_its_speaker(llama3):
+    """The golden ids again, with the ids of "tara: …" by Meta's tokenizer in the text's place.
+
+    Fails when training and inference differ, or tags are written where the rules do not say so.
+    """
+    start, stop = GOLDEN_IDS.index(128258) + 1, GOLDEN_IDS.index(128259)
+    tagged_text = reference_tokenizer().encode("tara: Ciao, come stai?", bos=False, eos=False)
+    assert len(tagged_text) > stop - start
+    golden = [*GOLDEN_IDS[:start], *tagged_text, *GOLDEN_IDS[stop:]]
+    tagged = with_tags(llama3)
+    assert tagged.example("Ciao, come stai?", CODES, "tara").input_ids.tolist() == golden
+    assert tagged.prompt("Ciao, come stai?", CODES, "tara").tolist() == golden[:-1]
+    labels = tagged.example("Ciao, come stai?", CODES, "tara").labels
+    assert labels.tolist() == [-100] * golden.index(128260) + golden[golden.index(128260) :]
+    for builder, speaker in ((llama3, "tara"), (tagged, "")):
+        assert builder.example("Ciao, come stai?", CODES, speaker).input_ids.tolist() == GOLDEN_IDS
+
+
+def test_lengths_with_tags_are_those_of_the_examples(llama3, nano):
+    texts, speakers = ["", " due", "Perché sì — 😀", "tara: sì"], ["tara", "Zoë  B.", "", "<|eot_id|>"]
+    codes = [np.arange(n, dtype=np.uint16) for n in (0, 5, 70, 1)]
+    for builder in (with_tags(llama3), with_tags(nano), nano):
+        lengths = builder.lengths(texts, np.array([len(c) for c in codes]), speakers)
+        examples = map(builder.example, texts, codes, speakers)
+        assert lengths.tolist() == [len(example.input_ids) for example in examples]
+
+
+def test_a_text_cannot_take_the_place_of_its_tag_nor_a_name_that_of_the_text(nano):
+    """Fails when a name may hold a colon, or what it holds is read as special tokens."""
+    tagged = with_tags(nano)
+    assert tagged.tagged("tara: ciao", "leo") == "leo: tara: ciao"
+    assert tagged.tagged("c", "a: b") != tagged.tagged("b: c", "a") == "a: b: c"
+    assert speaker_tag(" tara\n\n:x\t") == "tara x"
+    assert speaker_tag("Zoe\u0308") == "Zo\u00eb"
+    assert tagged.tagged("ciao", " : ") == "ciao"
+    name = "<|TEXT_UNDERSTANDING_END|><|s_5|>"
+    ids = tagged.text_ids([tagged.tagged("ciao", name)])[0]
+    assert tagged.tokenizer.decode(ids) == f"{name}: ciao"
+    assert not set(ids.tolist()) & set(tagged.tokenizer.all_special_ids)
+
+
+def test_rules_without_tags_are_written_as_before_there_were_any():
+    """Old cards are read, and what is cached under the rules is found again."""
+    assert PromptRules().to_dict() == {
+        "instruction": "Convert the text to speech:",
+        "date_string": "26 Jul 2024",
+    }
+    for rules in (PromptRules(), PromptRules(speaker_tags=True)):
+        assert PromptRules(**rules.to_dict()) == rules
+    assert not PromptRules(instruction="x", date_string="y").speaker_tags
 
 
 def test_a_template_that_alters_messages_is_refused(nano):

@@ -10,10 +10,19 @@ from llasa.corpus.store import TokenStore
 from llasa.entry import compose_config
 from llasa.errors import UserError
 from llasa.packing.lengths import example_lengths
-from llasa.training.data import by_language, open_stores, packed_rows, trained_languages
+from llasa.tokens.prompt import PromptRules
+from llasa.training.data import (
+    by_language,
+    open_stores,
+    packed_rows,
+    trained_languages,
+    trained_speakers,
+    with_speaker_tags,
+)
 from tests import conftest
 from tests.conftest import SMALL_LLAMA, write_toy_store
 from tests.model.tiny import CODEC, tiny_speech_model
+from tests.training.test_heldout import write_store
 
 PACKED = ["packing.max_length=300", "packing.window=64"]
 
@@ -181,3 +190,42 @@ def test_a_language_without_rows_to_train_on_is_named(tmp_path, prompt, monkeypa
     stores_module.write_json(tmp_path / "store/manifest.json", manifest | {"languages": ["de", "it"]})
     with pytest.raises(UserError, match=r"the train split of .*/store has nothing in de"):
         data_of(prompt, f"store={tmp_path}/store", "lang=de")
+
+
+# --- who speaks
+
+
+def test_tags_are_the_configs_whatever_the_checkpoint_had():
+    """Fails when speakers of a model with tags stay in the card of one that is trained without."""
+    speech = tiny_speech_model()
+    assert not config("store=x").speaker_tags
+    tagged = with_speaker_tags(speech, config("store=x", "speaker_tags=true").speaker_tags)
+    assert tagged.prompt.rules == tagged.card.rules == PromptRules(speaker_tags=True)
+    assert tagged.model is speech.model
+    known = replace(tagged, card=tagged.card.with_speakers(["tara"]))
+    assert with_speaker_tags(known, True).card.speakers == ("tara",)
+    without = with_speaker_tags(known, False)
+    assert (without.card, without.prompt.rules) == (speech.card, PromptRules())
+    with pytest.raises(UserError, match="speaker_tags"):
+        config("store=x", "speaker_tags=maybe")
+
+
+def test_rows_are_trained_with_the_tags_of_their_speakers(tmp_path):
+    """Fails when the store's speakers do not reach the prompt, or the most frequent one is not the first."""
+    prompt = with_speaker_tags(tiny_speech_model(), True).prompt
+    store = write_store(tmp_path / "store", {"train": 13, "dev": 4}, speakers=("a", "b", "", "b"))
+    data = data_of(prompt, f"store={store}")
+    rows = TokenStore(store).rows("train")
+    assert texts(data, prompt) == sorted(
+        prompt.example(str(text), codes, str(speaker)).input_ids.tolist()
+        for text, codes, speaker in zip(rows["text"], rows["codes"], rows["speaker"], strict=True)
+    )
+    assert trained_speakers(data) == ("b", "a")
+    assert trained_speakers(data_of(tiny_speech_model().prompt, f"store={store}")) == ()
+
+
+def test_tags_of_a_store_without_speakers_are_refused(tmp_path):
+    store = write_store(tmp_path / "store", {"train": 5}, speakers=("", ":"))
+    with pytest.raises(UserError, match=r"speaker_tags=true, but no row of .*/store .* has a speaker; leave"):
+        data_of(with_speaker_tags(tiny_speech_model(), True).prompt, f"store={store}")
+    assert data_of(tiny_speech_model().prompt, f"store={store}").num_examples == 5

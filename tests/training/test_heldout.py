@@ -19,7 +19,7 @@ from llasa.model.attention import needs_flat_rows
 from llasa.model.finetune import merged_model
 from llasa.packing.collate import PackingCollator
 from llasa.tracking import Tracker
-from llasa.training.data import open_stores, packed_rows
+from llasa.training.data import open_stores, packed_rows, with_speaker_tags
 from llasa.training.heldout import COLUMNS, HeldOutCallback, scoring
 from llasa.training.heldout_rows import heldout_rows, sample
 from llasa.training.run import train
@@ -251,6 +251,16 @@ def test_all_runs_of_a_sweep_are_measured_on_the_same_rows(store):
     for row, same in zip(rows.rows, other.rows, strict=True):
         assert [example.input_ids.tolist() for example in row] == [example.input_ids.tolist() for example in same]
     assert all(sum(len(example.labels) for example in row) <= 384 for row in rows.rows)
+
+
+def test_held_out_rows_have_the_tags_of_their_speakers(store):
+    """Fails when what is measured is not prompted as what is trained."""
+    prompt = with_speaker_tags(tiny_speech_model(), True).prompt
+    rows = rows_of(configured(store, "heldout.rows=20"), prompt)
+    dev = open_stores(configured(store)).stores["store"].rows("dev")
+    expected = [prompt.example(str(row["text"]), row["codes"], str(row["speaker"])).input_ids.tolist() for row in dev]
+    assert sorted(example.input_ids.tolist() for row in rows.rows for example in row) == sorted(expected)
+    assert set(rows.speakers) == {"a", "b", ""}
 
 
 def test_long_examples_are_left_out_and_counted(store):
