@@ -75,7 +75,8 @@ class Speech:
     """A synthesised utterance.
 
     ``waveform`` float32 [samples] at ``sample_rate`` Hz, ``codes`` [num_codes] that it was decoded from,
-    ``finish_reason`` "stop" (the model ended the sentence) or "length" (the limit did), ``seconds`` of audio.
+    ``finish_reason`` "stop" (the model ended the sentence), "length" (a limit did) or "loop" (it only repeated itself),
+    ``seconds`` of audio.
     """
 
     waveform: np.ndarray

@@ -20,12 +20,13 @@ from llasa.config.shared import MULTILINGUAL
 from llasa.entry import CONF_DIR, compose_config, group_config
 from llasa.errors import UserError
 
-ROOTS = ("train", "preprocess", "infer", "evaluate")
+ROOTS = ("train", "preprocess", "infer", "evaluate", "export")
 REQUIRED = {
     "train": ["store=data/x"],
     "preprocess": [],
     "infer": ["checkpoint=x", "text=Ciao"],
     "evaluate": ["checkpoint=x", "store=data/x", "output=y"],
+    "export": ["checkpoint=x", "output=y", "format=codec_onnx"],
 }
 NOT_IN_A_ROOT = {"hydra"}  # how Hydra itself behaves: each root names the one it uses
 NOT_FOR_A_ROOT = {("preprocess", "lang", "multilingual")}  # a corpus becomes a store one language at a time

@@ -29,7 +29,10 @@ def command(script: str, *arguments: str, expect: int = 0) -> subprocess.Complet
 
 
 def speak(checkpoint, output, *overrides):
-    return infer(compose_config("infer", [f"checkpoint={checkpoint}", f"output={output}", "device=cpu", *overrides]))
+    said = {}
+    settings = [f"checkpoint={checkpoint}", f"output={output}", "device=cpu", *overrides]
+    infer(compose_config("infer", settings), heard=said.__setitem__)
+    return [said[number] for number in sorted(said)]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +56,7 @@ def test_greedy_speech_returns_every_code(memorised, espeak_store, tmp_path):
         np.testing.assert_array_equal(result.codes, codes)
         assert result.finish_reason == "stop"
     files = sorted(path.name for path in (tmp_path / "speech").iterdir())
-    assert files == ["01.txt", "01.wav", "02.txt", "02.wav", "03.txt", "03.wav"]
+    assert files == ["01.txt", "01.wav", "02.txt", "02.wav", "03.txt", "03.wav", "manifest.jsonl"]
     waveform, rate = soundfile.read(tmp_path / "speech" / "01.wav")
     assert rate == 8000
     assert len(waveform) == len(rows["codes"][0]) // 4 * 160
@@ -64,6 +67,7 @@ def test_greedy_speech_returns_every_code(memorised, espeak_store, tmp_path):
 def test_the_seed_decides_the_bytes_of_a_wav(memorised, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         settings = ["text=Una frase mai sentita, vero?", f"seed={seed}", "sampling.max_seconds=0.5"]
+        settings += ["sampling.temperature=2"]  # what it knows by heart it says at any seed
         speak(memorised / "checkpoint", tmp_path / f"{name}.wav", *settings)
     a, b, c = ((tmp_path / f"{name}.wav").read_bytes() for name in "abc")
     assert a == b != c
@@ -100,7 +104,6 @@ def test_the_commands_work_from_the_shell(espeak_store, tmp_path):
 
     for script, mistakes, message in [
         ("infer.py", ["text= …", *arguments], "has nothing to say"),
-        ("infer.py", [f"text={'parola ' * 400}", *arguments], "the prompt alone has"),
         ("infer.py", ["text=Ciao", arguments[0], f"output={store}/manifest.json/x.wav"], "cannot write"),
         ("infer.py", ["text=Ciao", f"checkpoint={store}"], "no checkpoint"),
         ("infer.py", ["text=Ciao", arguments[0], "output=README.md"], "is no WAV file"),

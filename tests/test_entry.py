@@ -66,7 +66,7 @@ def assert_user_error(result: subprocess.CompletedProcess[str], *expected: str) 
         ("preprocess.py", ["shard_rows=three"], [r"shard_rows: .*'three'"]),
         ("preprocess.py", ["+foo=1"], ["'foo'", r"valid names: .*\bdataset|valid names: .*\bshard_rows"]),
         ("infer.py", [], [r"checkpoint is required; pass checkpoint="]),
-        ("infer.py", ["checkpoint=x"], [r'pass either text="…" or texts=FILE']),
+        ("infer.py", ["checkpoint=x"], [r'pass text="…", text_file=FILE or texts=FILE']),
         ("infer.py", ["checkpont=x", "text=Ciao"], [r"'checkpont'", r"did you mean checkpoint\?"]),
         ("infer.py", ["checkpoint=x", "text=Ciao", "sampling=gredy"], [r"did you mean greedy\?"]),
         ("infer.py", ["checkpoint=x", "text=Ciao", "sampling.top_k=many"], [r"sampling\.top_k: .*'many'"]),

@@ -26,6 +26,7 @@ SHAPE = {
 MODEL = {"name": "m", "checkpoint": "owner/name", "lr": 1e-4, "max_length": 2048}
 INFER = {"checkpoint": "x", "text": "Ciao"}
 EVALUATE = {"checkpoint": "x", "store": "y", "output": "z"}
+EXPORT = {"checkpoint": "x", "output": "y"}
 ARCHITECTURE = schemas.ArchitectureConfig(**SHAPE)
 
 VALIDATORS: list[tuple[type, dict[str, Any], str, list[dict[str, Any]], list[dict[str, Any]]]] = [
@@ -299,21 +300,56 @@ VALIDATORS: list[tuple[type, dict[str, Any], str, list[dict[str, Any]], list[dic
     ),
     (schemas.SamplingConfig, {}, "sampling.top_k", [{"top_k": 0}, {"top_k": 50}], [{"top_k": -1}]),
     (schemas.SamplingConfig, {}, "sampling.top_p", [{"top_p": 1.0}, {"top_p": 0.01}], [{"top_p": 0.0}, {"top_p": 1.1}]),
+    (
+        schemas.SamplingConfig,
+        {},
+        "sampling.min_p",
+        [{"min_p": 0.0}, {"min_p": 0.99}],
+        [{"min_p": -0.1}, {"min_p": 1.0}],
+    ),
+    (
+        schemas.SamplingConfig,
+        {},
+        "sampling.repetition_penalty",
+        [{"repetition_penalty": 1.0}, {"repetition_penalty": 1.3}],
+        [{"repetition_penalty": 0.0}, {"repetition_penalty": 100.0}],
+    ),
+    (schemas.SamplingConfig, {}, "sampling.loop_seconds", [{"loop_seconds": 0.0}], [{"loop_seconds": -1.0}]),
+    (schemas.SamplingConfig, {}, "sampling.retries", [{"retries": 0}, {"retries": 3}], [{"retries": -1}]),
+    *(
+        (schemas.LongConfig, {}, f"long.pause_{name}", [{f"pause_{name}": 0.0}], [{f"pause_{name}": -0.1}])
+        for name in ("comma", "sentence", "paragraph", "chapter")
+    ),
+    (
+        schemas.LongConfig,
+        {},
+        "long.max_characters",
+        [{"max_characters": None}, {"max_characters": 10}],
+        [{"max_characters": 9}],
+    ),
+    (schemas.InferConfig, INFER, "stream_format", [{"stream_format": "pcm"}], [{"stream_format": "mp3"}]),
     (schemas.SamplingConfig, {}, "sampling.max_seconds", [{"max_seconds": 0.1}], [{"max_seconds": 0.0}]),
     (schemas.InferConfig, INFER, "seed", [{"seed": 7}], [{"seed": -1}]),
     (
         schemas.InferConfig,
         {"checkpoint": "x"},
         "text",
-        [{"text": "Ciao"}, {"texts": "file.txt"}],
-        [{}, {"text": "Ciao", "texts": "file.txt"}],
+        [{"text": "Ciao"}, {"texts": "file.txt"}, {"text_file": "book.txt"}],
+        [{}, {"text": "Ciao", "texts": "file.txt"}, {"text": "Ciao", "text_file": "book.txt"}],
     ),
     (
         schemas.InferConfig,
         INFER,
         "voice_text",
-        [{"voice": "a.wav", "voice_text": "Ciao"}, {}],
-        [{"voice": "a.wav"}, {"voice_text": "Ciao"}],
+        [{"voice": "a.wav", "voice_text": "Ciao"}, {"voice": "anna"}, {}],
+        [{"voice_text": "Ciao"}],
+    ),
+    (
+        schemas.InferConfig,
+        {"checkpoint": "x"},
+        "stream",
+        [{"text": "Ciao", "stream": True}, {"text_file": "book.txt", "stream": True, "output": "-"}],
+        [{"texts": "file.txt", "stream": True}, {"text": "Ciao", "output": "-"}],
     ),
     (schemas.EvaluateConfig, EVALUATE, "seed", [{"seed": 7}], [{"seed": -1}]),
     (schemas.EvaluateConfig, EVALUATE, "limit", [{"limit": 1}, {"limit": None}], [{"limit": 0}]),
@@ -326,6 +362,41 @@ VALIDATORS: list[tuple[type, dict[str, Any], str, list[dict[str, Any]], list[dic
     ),
     (schemas.EvaluateConfig, EVALUATE, "resamples", [{"resamples": 100}], [{"resamples": 99}]),
     (schemas.EvaluateConfig, EVALUATE, "page_clips", [{"page_clips": 0}], [{"page_clips": -1}]),
+    (
+        schemas.ExportConfig,
+        EXPORT,
+        "format",
+        [{"format": "merged"}, {"format": "codec_onnx"}, {"format": "codec_torch_export"}],
+        [{"format": "onnx"}, {"format": ""}],
+    ),
+    (
+        schemas.ExportConfig,
+        EXPORT,
+        "dtype",
+        [{"dtype": None}, {"dtype": "bf16"}, {"dtype": "fp16"}, {"dtype": "fp32"}],
+        [{"dtype": "int8"}, {"dtype": "fp32", "format": "codec_onnx"}],
+    ),
+    (
+        schemas.ExportConfig,
+        {"output": "y"},
+        "checkpoint",
+        [{"checkpoint": "x"}, {"checkpoint": None, "format": "codec_onnx", "codec": {"name": "xcodec2"}}],
+        [{"checkpoint": None}, {"checkpoint": None, "format": "codec_onnx"}],
+    ),
+    (
+        schemas.ExportConfig,
+        EXPORT,
+        "codec",
+        [{"codec": {"name": "xcodec2"}, "format": "codec_onnx"}],
+        [{"codec": {"name": "xcodec2"}}],
+    ),
+    (
+        schemas.ExportConfig,
+        EXPORT,
+        "converter",
+        [{"converter": "a.py", "format": "gguf"}, {"converter": None}],
+        [{"converter": "a.py"}, {"converter": None, "format": "gguf"}],
+    ),
 ]
 
 

@@ -79,7 +79,8 @@ def demo(folder: Path, count: int, corpus: str, overrides: Sequence[str] = ()) -
 
     from llasa.generation.run import infer
 
-    spoken = infer(
+    said: dict[int, Speech] = {}
+    infer(
         announced(
             "infer",
             [
@@ -88,8 +89,10 @@ def demo(folder: Path, count: int, corpus: str, overrides: Sequence[str] = ()) -
                 "sampling=greedy",
                 f"output={folder}/speech",
             ],
-        )
+        ),
+        heard=said.__setitem__,
     )
+    spoken = [said[number] for number in sorted(said)]
     report = {
         "corpus": name,
         "sentences": len(texts),

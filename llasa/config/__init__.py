@@ -1,9 +1,9 @@
 """Schemas of the root configs, and their validation.
 
-Each root (`train`, `preprocess`, `infer`, `evaluate`) is a dataclass that stands first in the `defaults` of its YAML
-file, so a wrong key or type fails while Hydra composes, before anything is loaded. What the types cannot say is
-checked in `__post_init__`, once, when :mod:`llasa.entry` turns the composed config into these objects; after
-that no code sees a `DictConfig`.
+Each root (`train`, `preprocess`, `infer`, `evaluate`, `export`) is a dataclass that stands first in the `defaults` of
+its YAML file, so a wrong key or type fails while Hydra composes, before anything is loaded. What the types cannot say
+is checked in `__post_init__`, once, when :mod:`llasa.entry` turns the composed config into these objects; after that no
+code sees a `DictConfig`.
 
 Nodes typed `Any` are the leaves that people swap. They carry a `_target_`, stay plain dictionaries and are
 built with `hydra.utils.instantiate` in the room that uses them.
@@ -16,7 +16,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from llasa.config.evaluation import EvaluateConfig, MetricsConfig, PushConfig
-from llasa.config.inference import InferConfig, SamplingConfig
+from llasa.config.exporting import ExportConfig
+from llasa.config.inference import InferConfig, LongConfig, SamplingConfig
 from llasa.config.monitoring import HeldOutConfig, SamplesConfig
 from llasa.config.preprocessing import (
     FiltersConfig,
@@ -51,6 +52,7 @@ __all__ = [
     "ArchitectureConfig",
     "CheckpointConfig",
     "EvaluateConfig",
+    "ExportConfig",
     "FiltersConfig",
     "FinetuneConfig",
     "HeldOutConfig",
@@ -58,6 +60,7 @@ __all__ = [
     "KernelsConfig",
     "LangConfig",
     "LoggerConfig",
+    "LongConfig",
     "MetricsConfig",
     "MixtureConfig",
     "ModelConfig",
@@ -87,13 +90,17 @@ ROOTS: dict[str, type] = {
     "preprocess": PreprocessConfig,
     "infer": InferConfig,
     "evaluate": EvaluateConfig,
+    "export": ExportConfig,
 }
 
 RAW_TEXT_KEYS = (
     "text",
+    "text_file",
     "texts",
     "voice",
     "voice_text",
+    "voices_folder",
+    "speaker",
     "output",
     "checkpoint",
     "store",
@@ -103,6 +110,7 @@ RAW_TEXT_KEYS = (
     "dataset.folders",
     "asr",
     "reference",
+    "converter",
     "verification.output",
 )
 """Values the shell hands over as they are: free text and paths, in which Hydra's override grammar would

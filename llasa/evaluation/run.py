@@ -28,12 +28,11 @@ from llasa.evaluation.systems import (
     Codecs,
     System,
     find_recordings,
-    fingerprint,
     names_of,
     resynthesise,
     speak,
 )
-from llasa.model.checkpoint import CheckpointCard, require_same_codec
+from llasa.model.checkpoint import CheckpointCard, fingerprint, require_same_codec
 from llasa.model.loading import load_tokenizer
 from llasa.provenance import provenance, write_json
 

@@ -35,8 +35,7 @@ from llasa.errors import RejectedRow, UserError
 from llasa.evaluation.sentences import Sentence
 from llasa.generation.run import build_codec
 from llasa.generation.synthesizer import Synthesizer
-from llasa.model.checkpoint import CheckpointCard, require_same_codec
-from llasa.model.llama import load_for_inference
+from llasa.model.checkpoint import CheckpointCard, fingerprint, require_same_codec
 from llasa.provenance import write_json
 
 RESYNTHESIS, RECORDING = "codec resynthesis", "ground truth"
@@ -158,27 +157,6 @@ def folder_name(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "system"
 
 
-def fingerprint(checkpoint: str) -> str:
-    """What tells the weights and prompt rules of a checkpoint from any others: of a folder its content, of the hub's
-    its commit. A model card (README.md), which may be written later, is no part of it. 1 s for each GB."""
-    folder = Path(checkpoint)
-    if not folder.is_dir():
-        from transformers import AutoConfig
-
-        try:
-            return f"{checkpoint}@{AutoConfig.from_pretrained(checkpoint)._commit_hash}"
-        except (OSError, ValueError):
-            return checkpoint  # loading it will say what is wrong
-    digest = hashlib.blake2b(digest_size=16)
-    for file in sorted(
-        path for path in folder.iterdir() if path.is_file() and path.name[0] != "." and path.suffix != ".md"
-    ):
-        digest.update(f"{file.name}\0".encode())
-        with file.open("rb") as content:
-            digest.update(hashlib.file_digest(content, "blake2b").digest())
-    return digest.hexdigest()
-
-
 def speak(
     name: str, checkpoint: str, sentences: Sequence[Sentence], config: EvaluateConfig, codecs: Codecs, device: str
 ) -> System:
@@ -203,12 +181,13 @@ def speak(
     ordered = sorted(sentences, key=lambda sentence: (len(sentence.text), sentence.id))
     with tqdm(total=len(ordered), unit=" sentences", desc=f"{name} speaks", disable=None) as progress:
         for batch in batches(ordered, engine.batch_size):
-            key = key_of(settings | {"texts": [(sentence.text, sentence.language) for sentence in batch]})
+            told = [(s.text, s.language, *([s.speaker] if card.rules.speaker_tags else [])) for s in batch]
+            key = key_of(settings | {"texts": told})
             known = [folder.get(sentence, key) for sentence in batch]
             if None in known:
                 if synthesizer is None:
                     codec = codecs.get(card.codec, checkpoint)  # first: it may be the wrong one
-                    synthesizer = Synthesizer(load_for_inference(checkpoint, device), codec, engine, "")
+                    synthesizer = Synthesizer(engine.load(checkpoint, device), codec, engine, "")
                 known = say(batch, synthesizer, config, folder, key)
             clips |= {sentence.id: clip for sentence, clip in zip(batch, known, strict=True)}
             progress.update(len(batch))
@@ -224,7 +203,10 @@ def say(
     folder.forget(batch)
     texts, languages = [sentence.text for sentence in batch], [sentence.language for sentence in batch]
     began = time.perf_counter()
-    generated = synthesizer.generate(texts, config.sampling, seed=config.seed, languages=languages)
+    card = synthesizer.speech.card
+    speakers = [sentence.speaker if card.knows(sentence.speaker) else None for sentence in batch]
+    settings = {"seed": config.seed, "languages": languages, "speakers": speakers}
+    generated = synthesizer.generate(texts, config.sampling, **settings)
     between = time.perf_counter()
     spoken = synthesizer.decode(generated)
     ended = time.perf_counter()

@@ -1,71 +1,185 @@
-"""The job behind `infer.py`: load a checkpoint and its codec, speak a sentence or a file of them."""
+"""The job behind `infer.py`: load a checkpoint and its codec, and speak.
+
+texts=FILE             a folder, a WAV a line              llasa.generation.many
+text=…, one sentence   a WAV, perhaps the best of several  llasa.generation.synthesizer, search
+text=…, text_file=     a WAV, chunk by chunk               llasa.generation.longform
+stream=true            the same, written as it is spoken   llasa.generation.streaming, output
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import soundfile
 
 from llasa.audio import write_wav
 from llasa.build import build
 from llasa.codec.base import Codec, CodecSpec
-from llasa.config import InferConfig
+from llasa.config import InferConfig, LongConfig, SamplingConfig
 from llasa.device import resolve_device
 from llasa.entry import group_config
 from llasa.errors import UserError
+from llasa.generation.limits import require_speakable
+from llasa.generation.longform import LongPart, Pauses, chapter_lines, chunk_characters, speak_long
+from llasa.generation.many import speak_many
+from llasa.generation.output import STANDARD_OUTPUT, SpeechWriter, output_format
 from llasa.generation.synthesizer import Synthesizer
-from llasa.model.checkpoint import require_same_codec
-from llasa.model.llama import load_for_inference
+from llasa.generation.voices import Voice, longest_voice, open_voice
+from llasa.model.checkpoint import fingerprint, require_same_codec
+from llasa.provenance import write_atomically
+from llasa.text.chunks import split_text
 from llasa.types import Speech
 
+ONE_BREATH = 1.35
+"""Texts so many times longer than a chunk are still tried in one go: most voices are quicker than chunks assume."""
 
-def infer(config: InferConfig) -> list[Speech]:
-    """Speak ``config.text`` into a WAV file, or every line of ``config.texts`` into a folder.
+
+def infer(config: InferConfig, heard: Callable[[int, Speech], None] | None = None) -> None:
+    """Speak ``config.text`` into a file, or every line of ``config.texts`` into a folder.
+
+    Args:
+        heard: gets the number, from 1, and the speech of whatever is spoken in one go.
 
     Raises:
         UserError: no such checkpoint, another codec than its own, nothing to say, an unwritable output.
     """
-    if config.text is not None and not config.output.endswith(".wav"):
-        raise UserError(f"output={config.output!r} is no WAV file", remedy="pass output=FILE.wav")
+    require_output(config)
     texts = read_texts(config)
     device = resolve_device(config.device)
-    speech = load_for_inference(config.checkpoint, device)
+    engine, search = build(config.engine), build(config.search)
+    if search is not None and (config.stream or config.texts is not None):
+        raise UserError("a search compares whole sentences, one text at a time", remedy="use search=none, or text=…")
+    speech = engine.load(config.checkpoint, device)
     codec = build_codec(speech.card.codec, config.codec, device)
     require_same_codec(speech.card.codec, codec.spec, config.checkpoint, "the codec")
-    language = config.language or next(iter(speech.card.languages), "en")
-    synthesizer = Synthesizer(speech, codec, build(config.engine), language)
-    voice = synthesizer.load_voice(config.voice, config.voice_text) if config.voice is not None else None
-    results = synthesizer.speak(texts, config.sampling, voice=voice, seed=config.seed)
-    for path, text, result in zip(output_paths(config, len(texts)), texts, results, strict=True):
-        write_speech(path, result)
-        if config.texts is not None:
-            path.with_suffix(".txt").write_text(text + "\n", encoding="utf-8")
-    return results
+    synthesizer = Synthesizer(speech, codec, engine, config.language or next(iter(speech.card.languages), "en"))
+    said: dict[str, Any] = {
+        "voice": chosen_voice(config, synthesizer),
+        "seed": config.seed,
+        "speaker": config.speaker,
+    }
+    if config.texts is not None:
+        made_with = {
+            "checkpoint": fingerprint(config.checkpoint),
+            "codec": codec.spec.fingerprint,
+            "engine": config.engine["_target_"],
+        }
+        folder = Path(config.output)
+        folder = folder.with_suffix("") if config.output == InferConfig.output else folder
+        speak_many(synthesizer, texts, folder, config.sampling, made_with=made_with, heard=heard, **said)
+        return
+    [text] = texts
+    long = is_long(text, synthesizer, config, said)
+    if search is not None:
+        if long:
+            raise UserError("a search speaks one sentence, this text is longer", remedy="use search=none")
+        write_speech(config.output, search.speak(synthesizer, text, config.sampling, **said).speech, heard)
+    elif long:
+        write_pieces(config, synthesizer, long_pieces(text, synthesizer, config, said))
+    elif config.stream:
+        write_pieces(config, synthesizer, synthesizer.stream(text, config.sampling, **said))
+    else:
+        one = {"voice": said["voice"], "seed": config.seed, "speakers": [config.speaker]}
+        write_speech(config.output, synthesizer.speak([text], config.sampling, **one)[0], heard)
+
+
+def require_output(config: InferConfig) -> None:
+    """Raises ``UserError`` where a name says that speech of this kind cannot go there."""
+    if config.texts is not None:
+        return
+    if config.stream:
+        output_format(config.output)
+    elif not config.output.endswith(".wav"):
+        raise UserError(f"output={config.output!r} is no WAV file", remedy="pass output=FILE.wav")
 
 
 def read_texts(config: InferConfig) -> list[str]:
-    if config.texts is None:
+    """The one text, or the lines of ``texts`` that are not empty."""
+    if config.text is not None:
         return [config.text]
+    key = "texts" if config.texts is not None else "text_file"
+    name, remedy = getattr(config, key), "pass a UTF-8 file" + (" with a sentence a line" if key == "texts" else "")
     try:
-        lines = Path(config.texts).read_text(encoding="utf-8-sig").splitlines()
+        content = Path(name).expanduser().read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"cannot read texts={config.texts}: {error}", remedy="pass a UTF-8 file with a sentence a line"
-        ) from None
-    texts = [line.strip() for line in lines if line.strip()]
+        raise UserError(f"cannot read {key}={name}: {error}", remedy=remedy) from None
+    texts = [line.strip() for line in content.splitlines() if line.strip()]
     if not texts:
-        raise UserError(f"texts={config.texts} has no text", remedy="pass a UTF-8 file with a sentence a line")
-    return texts
+        raise UserError(f"{key}={name} has no text", remedy=remedy)
+    return texts if key == "texts" else [content]
 
 
-def output_paths(config: InferConfig, count: int) -> list[Path]:
-    """The file itself for one text; for a file of texts 01.wav, 02.wav, … in the folder."""
-    if config.texts is None:
-        return [Path(config.output)]
-    folder = Path(config.output).with_suffix("") if config.output == InferConfig.output else Path(config.output)
-    width = max(2, len(str(count)))
-    return [folder / f"{number:0{width}d}.wav" for number in range(1, count + 1)]
+def chosen_voice(config: InferConfig, synthesizer: Synthesizer) -> Voice | None:
+    if config.voice is None:
+        return None
+    assert synthesizer.codec is not None
+    return open_voice(
+        config.voice,
+        config.voice_text,
+        folder=config.voices_folder,
+        codec=synthesizer.codec,
+        language=synthesizer.language,
+        recognizer_name=config.asr,
+        max_seconds=longest_voice(synthesizer.speech.card),
+    )
+
+
+def is_long(text: str, synthesizer: Synthesizer, config: InferConfig, said: dict[str, Any]) -> bool:
+    """Whether a text has to be spoken in chunks: it has paragraphs, or is too long to be said in one go.
+
+    A `sampling.max_seconds` below its default is a wish to cut speech short, not to have it in small pieces.
+    """
+    language = synthesizer.language
+    require_speakable(text, language, trained=synthesizer.speech.card.languages)
+    most = config.long.max_characters
+    if most is None:
+        voice, card = said["voice"], synthesizer.speech.card
+        settings = {
+            "language": language,
+            "voice": voice,
+            "speaker": card.speaker_for(said["speaker"], has_voice=voice is not None),
+            "continuous": False,
+        }
+        patient = replace(config.sampling, max_seconds=max(config.sampling.max_seconds, SamplingConfig.max_seconds))
+        try:
+            chunk_characters(synthesizer.speech, text, config.sampling, **settings)
+            most = int(ONE_BREATH * chunk_characters(synthesizer.speech, text, patient, **settings))
+        except UserError:
+            return False  # no room for chunks either
+    return len(split_text(text, language, most)) > 1
+
+
+def long_pieces(
+    text: str, synthesizer: Synthesizer, config: InferConfig, said: dict[str, Any]
+) -> Iterator[np.ndarray | LongPart]:
+    long: LongConfig = config.long
+    pauses = Pauses(long.pause_comma, long.pause_sentence, long.pause_paragraph, long.pause_chapter)
+    settings = {"continuous": long.continuous, "max_characters": long.max_characters, "pauses": pauses}
+    return speak_long(synthesizer, text, config.sampling, **settings, **said)
+
+
+def write_pieces(config: InferConfig, synthesizer: Synthesizer, pieces: Iterator[np.ndarray | LongPart]) -> None:
+    """Write speech as it comes, in as much memory as a piece takes; chapters are named beside the file."""
+    rate = synthesizer.speech.card.codec.sample_rate
+    chapters: list[tuple[str, float]] = []
+    with SpeechWriter(config.output, rate, format=config.stream_format) as writer:
+        for piece in pieces:
+            if isinstance(piece, LongPart):
+                if piece.chapter is not None:
+                    chapters.append((piece.chapter, piece.start))
+                piece = piece.waveform
+            writer.write(piece)
+    if config.output == STANDARD_OUTPUT:
+        return
+    tell(f"{config.output}: {writer.seconds:.2f} s")
+    if chapters:
+        path = Path(config.output).with_suffix(".chapters.txt")
+        write_atomically(path, chapter_lines(chapters).encode())
+        tell(f"{path}: {len(chapters)} chapters")
 
 
 def build_codec(named: CodecSpec, chosen: dict[str, Any] | None, device: str) -> Codec:
@@ -80,10 +194,16 @@ def build_codec(named: CodecSpec, chosen: dict[str, Any] | None, device: str) ->
     return build(node)
 
 
-def write_speech(path: Path, result: Speech) -> None:
+def write_speech(output: str, speech: Speech, heard: Callable[[int, Speech], None] | None) -> None:
     try:
-        write_wav(path, result.waveform, result.sample_rate)
+        write_wav(Path(output), speech.waveform, speech.sample_rate)
     except (OSError, soundfile.SoundFileError) as error:
-        raise UserError(f"cannot write {path}: {error}", remedy="choose another output=") from None
-    note = "" if result.finish_reason == "stop" else " (cut at the length limit)"
-    print(f"{path}: {result.seconds:.2f} s{note}")
+        raise UserError(f"cannot write {output}: {error}", remedy="choose another output=") from None
+    ends = {"stop": "", "length": " (cut at the length limit)", "loop": " (it repeated itself and was cut)"}
+    tell(f"{output}: {speech.seconds:.2f} s{ends[speech.finish_reason]}")
+    if heard is not None:
+        heard(1, speech)
+
+
+def tell(message: str) -> None:
+    print(message, flush=True)

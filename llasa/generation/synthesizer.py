@@ -1,53 +1,36 @@
-"""Text to speech with one checkpoint: spoken form, prompt, codes, waveform."""
+"""Text to speech with one checkpoint: spoken form, prompt, codes, waveform.
+
+text ─spoken_form─► prompt ─Request─► engine ─GeneratedCodes─► codec ─► Speech      all at the end
+                                      engine ─CodesPart─► StreamDecoder ─► pieces   as it is spoken
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from llasa.audio import read_audio
 from llasa.codec.base import Codec
 from llasa.config import SamplingConfig
-from llasa.errors import RejectedRow, UserError
-from llasa.generation.engine_hf import GeneratedCodes, TransformersEngine
-from llasa.model.llama import SpeechModel
-from llasa.text import has_speakable_text, spoken_form
+from llasa.errors import UserError
+from llasa.generation.engine import Engine, GeneratedCodes, Request
+from llasa.generation.limits import code_bounds, require_speakable
+from llasa.generation.retries import generate_with_retries
+from llasa.generation.streaming import open_stream
+from llasa.generation.voices import Voice
+from llasa.model.llama import TokenContract
 from llasa.types import Speech
-
-
-@dataclass(frozen=True)
-class Voice:
-    """A recording to imitate: its transcript in spoken form and its codes [num_codes]."""
-
-    text: str
-    codes: np.ndarray
 
 
 class Synthesizer:
     """Speaks sentences. ``language`` decides how numbers and symbols are read.
 
     Args:
-        codec: none = :meth:`prompt` and :meth:`generate` work, waveforms have to wait for one.
+        codec: none = :meth:`request` and :meth:`generate` work, waveforms have to wait for one.
     """
 
-    def __init__(self, speech: SpeechModel, codec: Codec | None, engine: TransformersEngine, language: str) -> None:
+    def __init__(self, speech: TokenContract, codec: Codec | None, engine: Engine, language: str) -> None:
         self.speech, self.codec, self.engine, self.language = speech, codec, engine, language
-
-    def load_voice(self, file: str, text: str) -> Voice:
-        """Encode a recording (any rate, any number of channels) for cloning.
-
-        Raises:
-            UserError: the file cannot be read, or the transcript is empty.
-        """
-        assert self.codec is not None
-        try:
-            waveform = read_audio(Path(file), self.codec.spec.sample_rate)
-        except RejectedRow as reason:
-            raise UserError(f"voice={file} cannot be used ({reason})", remedy="pass a readable recording") from None
-        return Voice(self._spoken(text, "voice_text"), self.codec.encode([waveform])[0])
 
     def speak(
         self,
@@ -57,6 +40,7 @@ class Synthesizer:
         voice: Voice | None = None,
         seed: int = 0,
         languages: Sequence[str] | None = None,
+        speakers: Sequence[str | None] | None = None,
     ) -> list[Speech]:
         """One :class:`Speech` for each text, in order. The same seed gives the same codes.
 
@@ -65,11 +49,14 @@ class Synthesizer:
 
         Args:
             languages: of each text, where it is not the synthesizer's.
+            speakers: of each text, see :meth:`request`.
 
         Raises:
-            UserError: a text without a letter, or so long that no room is left for speech.
+            UserError: a text without a letter or in foreign ones, so long that no room is left for speech, or a speaker
+                that the model does not know.
         """
-        return self.decode(self.generate(texts, sampling, voice=voice, seed=seed, languages=languages))
+        settings = {"voice": voice, "seed": seed, "languages": languages, "speakers": speakers}
+        return self.decode(self.generate(texts, sampling, **settings))
 
     def generate(
         self,
@@ -79,15 +66,15 @@ class Synthesizer:
         voice: Voice | None = None,
         seed: int = 0,
         languages: Sequence[str] | None = None,
+        speakers: Sequence[str | None] | None = None,
     ) -> list[GeneratedCodes]:
         """The first half of :meth:`speak`, which needs no codec."""
-        languages = languages or [self.language] * len(texts)
-        prompts, limits = [], []
-        for text, language in zip(texts, languages, strict=True):
-            prompt, limit = self.prompt(text, sampling, voice=voice, language=language)
-            prompts.append(prompt)
-            limits.append(limit)
-        return self.engine.generate(self.speech, prompts, sampling, limits, seed)
+        languages, speakers = languages or [self.language] * len(texts), speakers or [None] * len(texts)
+        requests = [
+            self.request(text, sampling, voice=voice, seed=seed, language=language, speaker=speaker)
+            for text, language, speaker in zip(texts, languages, speakers, strict=True)
+        ]
+        return generate_with_retries(self.engine, self.speech, requests, sampling)
 
     def decode(self, generated: Sequence[GeneratedCodes]) -> list[Speech]:
         """The second half of :meth:`speak`: waveforms of the codes."""
@@ -99,31 +86,69 @@ class Synthesizer:
             for waveform, result in zip(waveforms, generated, strict=True)
         ]
 
-    def prompt(
-        self, text: str, sampling: SamplingConfig, *, voice: Voice | None = None, language: str | None = None
-    ) -> tuple[np.ndarray, int]:
-        """Token ids [n] of a text's prompt, and how many codes may follow it at most.
+    def stream(
+        self,
+        text: str,
+        sampling: SamplingConfig,
+        *,
+        voice: Voice | None = None,
+        seed: int = 0,
+        language: str | None = None,
+        speaker: str | None = None,
+    ) -> Iterator[np.ndarray]:
+        """Pieces of the waveform, float32 [samples] each, as they are spoken; nothing that was heard is taken back,
+        so nothing is tried again. Closing the iterator ends the generation.
+
+        Raises:
+            UserError: as :meth:`speak`, at the first piece.
+        """
+        assert self.codec is not None
+        request = self.request(text, sampling, voice=voice, seed=seed, language=language, speaker=speaker)
+        decoder = open_stream(self.codec)
+        for part in self.engine.stream(self.speech, [request], sampling):
+            piece = decoder.push(part.codes)
+            if len(piece):
+                yield piece
+        piece = decoder.finish()
+        if len(piece):
+            yield piece
+
+    def request(
+        self,
+        text: str,
+        sampling: SamplingConfig,
+        *,
+        voice: Voice | None = None,
+        seed: int = 0,
+        language: str | None = None,
+        speaker: str | None = None,
+        spoken: np.ndarray | None = None,
+    ) -> Request:
+        """What the engine gets of a text: its prompt, and how many codes may follow, by its length and the model's.
+
+        Args:
+            speaker: one that the model was trained with, by its tag; none = :meth:`CheckpointCard.speaker_for`.
+            spoken: codes [num_codes] of this very utterance, which it is to continue.
 
         Raises:
             UserError: as :meth:`speak`.
         """
         spec, context = self.speech.card.codec, self.speech.card.max_length
         frame = len(spec.code_ranges)
-        spoken = self._spoken(text, "text", language)
+        spoken = np.empty(0, spec.code_dtype) if spoken is None else spoken
+        language = language or self.language
+        words = require_speakable(text, language, trained=self.speech.card.languages)
+        tag = self.speech.card.speaker_for(speaker, has_voice=voice is not None)
+        fewest, most = code_bounds(words, language, spec, sampling)
         if voice is not None:
-            prompt = self.speech.prompt.prompt(f"{voice.text} {spoken}", voice.codes)
+            prompt = self.speech.prompt.prompt(f"{voice.text} {words}", np.concatenate([voice.codes, spoken]), tag)
         else:
-            prompt = self.speech.prompt.prompt(spoken)
+            prompt = self.speech.prompt.prompt(words, spoken, tag)
         room = (context - len(prompt) - 1) // frame * frame
         if room < frame:
             raise UserError(
                 f"the prompt alone has {len(prompt):,} tokens, the model was trained on {context:,} in all",
                 remedy="split the text into shorter pieces" + (" or use a shorter voice" if voice else ""),
             )
-        return prompt, min(room, max(1, int(sampling.max_seconds * spec.tokens_per_second / frame)) * frame)
-
-    def _spoken(self, text: str, key: str, language: str | None = None) -> str:
-        spoken = spoken_form(text, language or self.language)
-        if not has_speakable_text(spoken):
-            raise UserError(f"{key}={text!r} has nothing to say", remedy="pass text with letters in it")
-        return spoken
+        most = max(frame, min(room, most - len(spoken)))
+        return Request(prompt, most, min(most, max(0, fewest - len(spoken))), seed, len(spoken))

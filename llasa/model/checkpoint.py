@@ -256,7 +256,7 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
         if isinstance(error, OSError) or "(os error " in str(error):
             raise UserError(
                 f"cannot write {folder}: {first_line(error)}",
-                remedy="make space, then resume=true writes it again",
+                remedy="make space, or choose another place; a training goes on with resume=true",
             ) from error
         raise
     shutil.rmtree(earlier, ignore_errors=True)

@@ -87,12 +87,14 @@ def build_samples(
     base = speech.model.get_base_model() if is_adapted(speech.model) else speech.model
     engine = EngineInTraining(device=device, precision=precision, synced=parallel == "fsdp")
     synthesizer = Synthesizer(replace(speech, model=base, card=card), None, engine, languages[0])
-    sampling = SamplingConfig(**group_config("sampling", "default") | {"max_seconds": settings.max_seconds})
+    # At the first try: whether the model stops by itself is what the samples tell.
+    bounds = {"max_seconds": settings.max_seconds, "retries": 0}
+    sampling = SamplingConfig(**group_config("sampling", "default") | bounds)
     if settings.texts is not None:
         sentences = [Sentence(text, languages[0]) for text in settings.texts]
         for sentence in sentences:
             try:
-                synthesizer.prompt(sentence.text, sampling)
+                synthesizer.request(sentence.text, sampling)
             except UserError as error:
                 raise UserError(f"samples.texts: {error}") from None
     else:
@@ -135,7 +137,7 @@ def shipped_sentences(
 
 def fits(text: str, language: str, synthesizer: Synthesizer, sampling: SamplingConfig) -> bool:
     try:
-        synthesizer.prompt(text, sampling, language=language)
+        synthesizer.request(text, sampling, language=language)
     except UserError:
         return False
     return True

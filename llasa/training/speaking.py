@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from llasa.config import SamplingConfig
-from llasa.generation.engine_hf import GeneratedCodes, TransformersEngine
+from llasa.generation.engine import GeneratedCodes, Request
+from llasa.generation.engine_hf import TransformersEngine
 from llasa.model.attention import SDPA
 from llasa.model.llama import SpeechModel
 
@@ -36,17 +37,12 @@ class EngineInTraining(TransformersEngine):
         self.device, self.precision = device, precision
 
     def generate(
-        self,
-        speech: SpeechModel,
-        prompts: Sequence[np.ndarray],
-        sampling: SamplingConfig,
-        max_codes: Sequence[int],
-        seed: int,
+        self, speech: SpeechModel, requests: Sequence[Request], sampling: SamplingConfig
     ) -> list[GeneratedCodes]:
         # One context around all steps: autocast then keeps the weights that it has rounded.
         rounded = torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16")
         with as_at_inference(speech.model), rounded:
-            return super().generate(speech, prompts, sampling, max_codes, seed)
+            return super().generate(speech, requests, sampling)
 
 
 @contextmanager
