@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-gpu test-all lint clean
+.PHONY: setup demo test test-gpu test-vllm test-all lint clean
 
 setup: $(READY)
 
@@ -30,6 +30,10 @@ test: setup
 # Liger patches Llama for its whole process, so the tests that need a GPU have a process of their own.
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu
+
+# In the environment of requirements/vllm.txt, with pytest in it too.
+test-vllm:
+	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest tests/generation/test_engine_vllm.py
 
 test-all: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n auto --dist worksteal

@@ -1,0 +1,137 @@
+"""The engine over vLLM, in an environment of its own (requirements/vllm.txt).
+
+    requests of all streams ─► vLLM's scheduler ─step─► ids of each ─► CodesPart of whole frames
+
+vLLM runs in this process, where there can be only one: the next checkpoint that is loaded ends it. Which code comes
+next is decided by :mod:`llasa.generation.vllm_sampling`, so codes are those of the transformers engine as far as the
+two calculate the same logits. Prompts with the same beginning (a voice) share its keys and values.
+
+Cost: half a minute until the first code, most of it imports; then a pass over the weights for each code of all the
+utterances under way.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from llasa.config import SamplingConfig, require
+from llasa.errors import UserError
+from llasa.generation import vllm_start
+from llasa.generation.engine import CodesPart, GeneratedCodes, Request, Utterance, collect
+from llasa.model.llama import TokenContract, load_contract
+from llasa.model.loading import is_adapter
+
+if TYPE_CHECKING:
+    from vllm import LLMEngine
+
+
+class VllmEngine:
+    """Continues prompts; implements :class:`llasa.generation.engine.Engine`.
+
+    Streams may be read in turn or from several threads: their requests are generated together.
+
+    Args:
+        batch_size: prompts that are generated together, of all streams.
+        gpu_memory: share of the GPU's memory that vLLM takes, weights included. Without a GPU it takes what
+            ``batch_size`` utterances of the longest kind need.
+        progress: whether a bar shows how far it is, where there is more than one prompt and a person to see it.
+    """
+
+    def __init__(self, *, batch_size: int, gpu_memory: float = 0.9, progress: bool = True) -> None:
+        require(batch_size >= 1, "engine.batch_size", batch_size, "use 1 or more")
+        require(0 < gpu_memory <= 1, "engine.gpu_memory", gpu_memory, "use a share, 0 < gpu_memory <= 1")
+        self.batch_size, self.gpu_memory, self.progress = batch_size, gpu_memory, progress
+        self._engine: LLMEngine | None = None
+        self._lock = threading.Lock()
+        self._names = map(str, itertools.count())
+        self._arrived: dict[str, list[int]] = {}
+        """Ids that a step gave to requests of other streams than the one that made the step."""
+
+    def load(self, checkpoint: str, device: str) -> TokenContract:
+        """A checkpoint folder or hub name with plain weights, in bf16 on CUDA and fp32 elsewhere.
+
+        Raises:
+            UserError: it is no checkpoint that speaks, vLLM is not there or not for this device, or it refuses it.
+        """
+        if is_adapter(checkpoint):
+            raise UserError(
+                f"{checkpoint} holds an adapter, and engine=vllm wants whole weights",
+                remedy=f"`python export.py checkpoint={checkpoint} format=merged output=DIR` makes them",
+            )
+        vllm_start.require_vllm()
+        contract = load_contract(checkpoint)
+        self._engine = vllm_start.start_vllm(checkpoint, contract, device, self.batch_size, self.gpu_memory)
+        return contract
+
+    def stream(
+        self, speech: TokenContract, requests: Sequence[Request], sampling: SamplingConfig
+    ) -> Iterator[CodesPart]:
+        assert self._engine is not None, "load a checkpoint first"
+        assert self._engine is vllm_start.running, "another checkpoint was loaded since"
+        waiting: dict[str, Utterance] = {}
+        try:
+            for index, request in enumerate(requests):
+                name = next(self._names)
+                waiting[name] = Utterance(index, request, speech, sampling)
+                self._add(name, request, sampling, speech)
+            while waiting:
+                for name, ids in self._step(waiting).items():
+                    for token_id in ids:
+                        ended = token_id == speech.vocabulary.speech_end
+                        part = waiting[name].take(None if ended else token_id - speech.vocabulary.first_code)
+                        if part is None:
+                            continue
+                        if part.finish_reason is not None:
+                            self._forget([name])
+                            del waiting[name]
+                        yield part
+        finally:
+            self._forget(list(waiting))
+
+    def generate(
+        self, speech: TokenContract, requests: Sequence[Request], sampling: SamplingConfig
+    ) -> list[GeneratedCodes]:
+        return collect(self.stream(speech, requests, sampling), len(requests), progress=self.progress)
+
+    @property
+    def num_unfinished(self) -> int:
+        """Requests that are under way or wait."""
+        return 0 if self._engine is None else self._engine.get_num_unfinished_requests()
+
+    def _add(self, name: str, request: Request, sampling: SamplingConfig, speech: TokenContract) -> None:
+        from vllm.inputs.engine import tokens_input
+
+        from llasa.generation.vllm_sampling import sampling_params
+
+        assert self._engine is not None
+        room, needed = self._engine.model_config.max_model_len, len(request.prompt) + request.max_codes + 1
+        if needed > room:  # vLLM would cut the speech, perhaps within a frame
+            raise UserError(
+                f"prompt and speech may take {needed:,} tokens, engine=vllm was made for {room:,}",
+                remedy="split the text into shorter pieces, or lower sampling.max_seconds",
+            )
+        with self._lock:
+            params = sampling_params(request, sampling, speech.vocabulary)
+            self._engine.add_request(name, tokens_input(request.prompt.tolist()), params)
+
+    def _step(self, waiting: dict[str, Utterance]) -> dict[str, list[int]]:
+        """The next ids of some of a stream's requests; maybe none."""
+        assert self._engine is not None
+        with self._lock:
+            if not self._arrived.keys() & waiting.keys():
+                assert self._engine.has_unfinished_requests(), "vLLM has lost a request"
+                for output in self._engine.step():
+                    self._arrived.setdefault(output.request_id, []).extend(output.outputs[0].token_ids)
+            return {name: self._arrived.pop(name) for name in list(waiting) if name in self._arrived}
+
+    def _forget(self, names: list[str]) -> None:
+        """End requests that are under way still; of those that have ended, only what came for them."""
+        assert self._engine is not None
+        with self._lock:
+            if self._engine is vllm_start.running:
+                self._engine.abort_request(names)
+            for name in names:
+                self._arrived.pop(name, None)
