@@ -98,8 +98,10 @@ class Decoder:
         if len(self._said):
             logits = self._chooser.penalise(logits, self._said[: len(rows)])
         spoken = [row.utterance for row in rows]
-        self._rules.apply(logits, [one.place for one in spoken], [one.may_end for one in spoken])
-        columns = self._chooser.choose(logits, [(one.request.seed, one.num_codes) for one in spoken])
+        in_frame = [one.place for one in spoken]
+        self._rules.apply(logits, in_frame, [one.may_end for one in spoken])
+        draws = [(one.request.seed, one.num_codes) for one in spoken]
+        columns = self._chooser.choose(logits, draws, self._rules.spans(in_frame))
         if self.synced:
             torch.distributed.broadcast(columns, src=0)
         if len(self._said):

@@ -60,10 +60,15 @@ class CodeRules:
 
     def __init__(self, num_codes: int, code_ranges: Sequence[tuple[int, int]], device: torch.device) -> None:
         self.frame = len(code_ranges)
+        self._spans = [(1 + start, 1 + stop) for start, stop in code_ranges]
         self._refused = torch.ones(self.frame, 1 + num_codes, dtype=torch.bool, device=device)
-        for place, (start, stop) in enumerate(code_ranges):
-            self._refused[place, 1 + start : 1 + stop] = False
-        self._all_codes = self.frame == 1 and code_ranges[0] == (0, num_codes)
+        for place, (start, stop) in enumerate(self._spans):
+            self._refused[place, start:stop] = False
+        self._all_codes = self._spans == [(1, 1 + num_codes)]
+
+    def spans(self, places: Sequence[int]) -> list[tuple[int, int]]:
+        """First and last column (half-open) of the codes that may stand in each place."""
+        return [self._spans[place] for place in places]
 
     def apply(self, logits: torch.Tensor, places: Sequence[int], may_end: Sequence[bool]) -> torch.Tensor:
         """Logits [n, 1 + codes], in place: -inf where not allowed.
@@ -115,15 +120,28 @@ class Chooser:
         lowered = torch.where(logits < 0, logits * self.penalty, logits / self.penalty)
         return torch.where(said, lowered, logits)
 
-    def choose(self, logits: torch.Tensor, draws: Sequence[tuple[int, int]]) -> torch.Tensor:
-        """Logits [n, 1 + codes], and of each row its seed and the number of the code, from 0 → columns, int64 [n]."""
+    def choose(
+        self, logits: torch.Tensor, draws: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]
+    ) -> torch.Tensor:
+        """Logits [n, 1 + codes] → columns, int64 [n].
+
+        Args:
+            draws: of each row its seed and the number of the code, from 0.
+            spans: of each row the columns of the codes that are allowed in this place; only they and END draw.
+        """
         if self.greedy:
             return logits.argmax(dim=-1)
         probabilities = self._warpers(None, logits).softmax(dim=-1)
-        times = torch.empty_like(probabilities)
-        for row, (seed, number) in zip(times, draws, strict=True):
-            row.exponential_(generator=self._generator.manual_seed(mixed(seed, number)))
-        return (probabilities / times.clamp_min_(1e-30)).argmax(dim=-1)
+        # Uniform numbers in double and a logarithm for all rows: a fifth of the time of `exponential_` on a CPU.
+        numbers = logits.new_zeros(len(draws), 1 + max(stop - start for start, stop in spans), dtype=torch.double)
+        for row, (seed, number), (start, stop) in zip(numbers, draws, spans, strict=True):
+            row[: 1 + stop - start].uniform_(generator=self._generator.manual_seed(mixed(seed, number)))
+        drawn = torch.log1p(-numbers).neg_().float().clamp_min_(1e-30)
+        times = torch.full_like(probabilities, float("inf"))
+        times[:, END] = drawn[:, 0]
+        for row, (start, stop) in enumerate(spans):
+            times[row, start:stop] = drawn[row, 1 : 1 + stop - start]
+        return (probabilities / times).argmax(dim=-1)
 
 
 def mixed(seed: int, number: int) -> int:

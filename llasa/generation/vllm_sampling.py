@@ -109,8 +109,10 @@ class CodeProcessor(LogitsProcessor):
         lengths = [len(row.output_ids) for row in rows]
         frame = self._rules.frame
         may_end = [n % frame == 0 and n >= row.min_codes for n, row in zip(lengths, rows, strict=True)]
-        self._rules.apply(columns, [n % frame for n in lengths], may_end)
-        return chooser.choose(columns, [(row.seed, n) for n, row in zip(lengths, rows, strict=True)])
+        places = [n % frame for n in lengths]
+        self._rules.apply(columns, places, may_end)
+        draws = [(row.seed, n) for n, row in zip(lengths, rows, strict=True)]
+        return chooser.choose(columns, draws, self._rules.spans(places))
 
     def _said(self, row: _Row) -> torch.Tensor:
         assert row.said is not None

@@ -52,7 +52,7 @@ def test_codes_are_drawn_as_often_as_they_are_likely():
     logits = torch.tensor([[0.0, 1.0, float("-inf"), 2.0, -1.0]])
     chooser = Chooser(SamplingConfig(temperature=0.5), CPU)
     for draws in ([(seed, 7) for seed in range(4000)], [(7, number) for number in range(4000)]):
-        drawn = chooser.choose(logits.expand(4000, -1).clone(), draws)
+        drawn = chooser.choose(logits.expand(4000, -1).clone(), draws, [(1, 5)] * 4000)
         shares = torch.bincount(drawn, minlength=5) / 4000
         torch.testing.assert_close(shares, (logits[0] / 0.5).softmax(-1), atol=0.02, rtol=0)
         assert shares[2] == 0
@@ -61,13 +61,26 @@ def test_codes_are_drawn_as_often_as_they_are_likely():
 def test_a_draw_depends_on_its_seed_and_place_and_hardly_on_the_last_bits():
     chooser = Chooser(SamplingConfig(temperature=1.0), CPU)
     logits = torch.randn(64, 65_537, generator=torch.Generator().manual_seed(0))
-    draws = [(3, number) for number in range(64)]
-    chosen = chooser.choose(logits.clone(), draws)
-    backwards = chooser.choose(logits.flip(0).clone(), draws[::-1]).flip(0)
+    draws, spans = [(3, number) for number in range(64)], [(1, 65_537)] * 64
+    chosen = chooser.choose(logits.clone(), draws, spans)
+    backwards = chooser.choose(logits.flip(0).clone(), draws[::-1], spans).flip(0)
     assert chosen.tolist() == backwards.tolist()
     assert len({mixed(seed, number) for seed in range(100) for number in range(100)}) == 10_000
     noise = 1e-5 * torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
-    assert (chooser.choose(logits + noise, draws) == chosen).all(), "the point of a cumulative distribution would move"
+    assert (chooser.choose(logits + noise, draws, spans) == chosen).all(), (
+        "the point of a cumulative distribution would move"
+    )
+
+
+def test_rows_in_other_places_draw_for_themselves():
+    """Fails when a row's draws depend on how wide another's place is."""
+    chooser, rules = Chooser(SamplingConfig(temperature=1.0), CPU), CodeRules(6, ((0, 2), (2, 6)), CPU)
+    logits = rules.apply(torch.randn(2, 7), [0, 1], [True, False])
+    for number in range(50):
+        draws = [(1, number), (2, number)]
+        both = chooser.choose(logits.clone(), draws, rules.spans([0, 1]))
+        alone = [chooser.choose(logits[i : i + 1], draws[i : i + 1], rules.spans([i])) for i in (0, 1)]
+        assert both.tolist() == torch.cat(alone).tolist()
 
 
 def test_a_penalty_lowers_what_was_said():
