@@ -179,7 +179,7 @@ def write_pieces(config: InferConfig, synthesizer: Synthesizer, pieces: Iterator
     if chapters:
         path = Path(config.output).with_suffix(".chapters.txt")
         write_atomically(path, chapter_lines(chapters).encode())
-        tell(f"{path}: {len(chapters)} chapters")
+        tell(f"{path}: {len(chapters)} chapter{'' if len(chapters) == 1 else 's'}")
 
 
 def build_codec(named: CodecSpec, chosen: dict[str, Any] | None, device: str) -> Codec:
