@@ -18,17 +18,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # by which all of these are found
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # by which all of these are found
 
-from experiments.comparison.figures import draw  # noqa: E402 - see the path
-from experiments.comparison.page import write_page  # noqa: E402 - see the path
-from experiments.comparison.reading import AXES, METRICS, find_runs  # noqa: E402 - see the path
-from experiments.comparison.table import Comparison, compare  # noqa: E402 - see the path
-from experiments.comparison.text import as_json, markdown, terminal  # noqa: E402 - see the path
-from llasa.errors import UserError  # noqa: E402 - see the path
-from llasa.explain import fail  # noqa: E402 - see the path
-from llasa.provenance import write_atomically, write_json  # noqa: E402 - see the path
+from experiments.comparison.figures import draw
+from experiments.comparison.page import write_page
+from experiments.comparison.reading import AXES, METRICS, find_runs
+from experiments.comparison.table import Comparison, compare
+from experiments.comparison.text import as_json, markdown, terminal
+from llasa.errors import UserError
+from llasa.explain import fail
+from llasa.provenance import write_atomically, write_json
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

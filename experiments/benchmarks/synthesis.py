@@ -24,21 +24,20 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import torch  # noqa: E402 - found through the path above
+import torch
 
-from experiments.benchmarks.preprocess import alternate, codec  # noqa: E402
-from llasa.codec.base import Codec  # noqa: E402
-from llasa.config import SamplingConfig  # noqa: E402
-from llasa.generation.decoding import Decoder  # noqa: E402
-from llasa.generation.engine import Request  # noqa: E402
-from llasa.generation.engine_hf import TransformersEngine  # noqa: E402
-from llasa.generation.synthesizer import Synthesizer  # noqa: E402
-from llasa.model.checkpoint import PUBLISHED_CODEC, CheckpointCard  # noqa: E402
-from llasa.model.llama import SpeechModel  # noqa: E402
-from llasa.tokens.prompt import PromptRules  # noqa: E402
+from experiments.benchmarks.preprocess import alternate, codec
+from llasa.codec.base import Codec
+from llasa.config import SamplingConfig
+from llasa.generation.decoding import Decoder
+from llasa.generation.engine import Request
+from llasa.generation.engine_hf import TransformersEngine
+from llasa.generation.synthesizer import Synthesizer
+from llasa.model.checkpoint import PUBLISHED_CODEC, CheckpointCard
+from llasa.model.llama import SpeechModel
+from llasa.tokens.prompt import PromptRules
 
 SAMPLING = SamplingConfig(temperature=0.8, loop_seconds=0, retries=0, text_bounds=False, max_seconds=100)
 TEXT = "La luna è alta nel cielo e la notte è lunga"

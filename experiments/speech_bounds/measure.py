@@ -13,15 +13,14 @@ from typing import Any
 import numpy as np
 import soundfile
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from llasa.codec.base import CodecSpec  # noqa: E402 (the path above comes first)
-from llasa.config import SamplingConfig  # noqa: E402
-from llasa.corpus.store import TokenStore  # noqa: E402
-from llasa.generation.limits import code_bounds  # noqa: E402
-from llasa.generation.loops import AGREEMENT, find_loop  # noqa: E402
-from llasa.provenance import write_json  # noqa: E402
+from llasa.codec.base import CodecSpec
+from llasa.config import SamplingConfig
+from llasa.corpus.store import TokenStore
+from llasa.generation.limits import code_bounds
+from llasa.generation.loops import AGREEMENT, find_loop
+from llasa.provenance import write_json
 
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 PERIOD_SECONDS = 1.0

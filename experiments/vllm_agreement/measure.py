@@ -16,17 +16,16 @@ from typing import Any
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from llasa.config import SamplingConfig  # noqa: E402 (the path above comes first)
-from llasa.generation.engine import GeneratedCodes, Request  # noqa: E402
-from llasa.generation.engine_hf import TransformersEngine  # noqa: E402
-from llasa.generation.engine_vllm import VllmEngine  # noqa: E402
-from llasa.generation.sampling import CodeRules, pick_columns  # noqa: E402
-from llasa.generation.synthesizer import Synthesizer  # noqa: E402
-from llasa.model.llama import SpeechModel  # noqa: E402
-from llasa.provenance import machine, package_versions, write_json  # noqa: E402
+from llasa.config import SamplingConfig
+from llasa.generation.engine import GeneratedCodes, Request
+from llasa.generation.engine_hf import TransformersEngine
+from llasa.generation.engine_vllm import VllmEngine
+from llasa.generation.sampling import CodeRules, pick_columns
+from llasa.generation.synthesizer import Synthesizer
+from llasa.model.llama import SpeechModel
+from llasa.provenance import machine, package_versions, write_json
 
 SAMPLINGS = {
     "greedy": SamplingConfig(temperature=0.0),
