@@ -205,9 +205,9 @@ def streams(subject: Subject) -> dict[str, Any]:
     kept = 0
     for count in (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128):
         request = of_length(subject, 5.0)
-        decoder = Decoder(subject.speech, SAMPLING, slots=count, capacity=len(request.prompt) + request.max_codes)
+        decoder = Decoder(subject.speech, slots=count, capacity=len(request.prompt) + request.max_codes)
         for index in range(count):
-            decoder.add(index, of_length(subject, 5.0, index))
+            decoder.add(index, of_length(subject, 5.0, index), SAMPLING)
         ready = []
         while decoder.sequences:
             for _ in range(frame):

@@ -3,8 +3,8 @@
     Request ─add─► prefill ─► slot ┐
     Request ─add─► prefill ─► slot ┴─step─► CodesPart of whole frames, with a finish_reason at the end
 
-A sequence depends on its own prompt, bounds and seed alone, up to the order in which BLAS adds; neighbours and slots
-change nothing. So sequences may come and go at any step (continuous batching: Yu et al., "Orca", OSDI 2022).
+A sequence depends on its own prompt, bounds, sampling and seed alone, up to the order in which BLAS adds; neighbours
+and slots change nothing. So sequences may come and go at any step (continuous batching: Yu et al., "Orca", OSDI 2022).
 
 Cost of a step: one pass over the weights for all sequences, so up to some tens of them it costs about as much as for
 one.
@@ -12,6 +12,7 @@ one.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,31 +31,32 @@ class _Sequence:
     length: int
     """Places of its slot that are filled."""
     next_id: int
+    chooser: Chooser
+    """Sequences with the same `sampling.*` share one, and are chosen for together."""
 
 
 class Decoder:
-    """Decodes up to ``slots`` sequences at a time.
+    """Decodes up to ``slots`` sequences at a time; implements :class:`llasa.generation.engine.Batch`.
 
     Args:
         capacity: places of each slot; :meth:`add` wants ``len(prompt) + max_codes`` of them.
         synced: all processes decode the same requests (FSDP), and the first one's choices count.
     """
 
-    def __init__(
-        self, speech: SpeechModel, sampling: SamplingConfig, *, slots: int, capacity: int, synced: bool = False
-    ) -> None:
+    def __init__(self, speech: SpeechModel, *, slots: int, capacity: int, synced: bool = False) -> None:
         self.speech, self.model, self.vocabulary = speech, speech.model, speech.vocabulary
-        self.sampling, self.synced = sampling, synced
+        self.synced = synced
         self.device = speech.model.device
         self.slots = slots
         self.sequences: list[_Sequence] = []
         self._cache = SlotCache(slots, capacity)
         self._rules = CodeRules(self.vocabulary.num_codes, speech.card.codec.code_ranges, self.device)
-        self._chooser = Chooser(sampling, self.device)
         self._sliceable = sliceable_head(speech.model)
-        self._said = torch.zeros(
-            slots if sampling.repetition_penalty != 1 else 0, 1 + self.vocabulary.num_codes, dtype=torch.bool
-        ).to(self.device)
+        self._said: torch.Tensor | None = None
+        """Columns that each slot's utterance has said, bool [slots, 1 + codes]; from the first penalty on."""
+
+    def __len__(self) -> int:
+        return len(self.sequences)
 
     @property
     def free(self) -> int:
@@ -62,12 +64,15 @@ class Decoder:
         return self.slots - len(self.sequences)
 
     @torch.inference_mode()
-    def add(self, index: int, request: Request) -> None:
-        """Take a request into a free slot; its parts will bear ``index``."""
+    def add(self, index: int, request: Request, sampling: SamplingConfig) -> None:
+        """See :class:`llasa.generation.engine.Batch`."""
         assert self.free, "no free slot"
         assert len(request.prompt) + request.max_codes <= self._cache.capacity, "a request longer than its slot"
         slot, prompt = len(self.sequences), request.prompt
-        if len(self._said):
+        chooser = self._chooser_for(sampling)
+        if chooser.penalty != 1:
+            if self._said is None:
+                self._said = torch.zeros(self.slots, 1 + self.vocabulary.num_codes, dtype=torch.bool).to(self.device)
             spoken = self.vocabulary.ids_to_codes(prompt[len(prompt) - request.num_spoken :])
             self._said[slot] = False
             self._said[slot, torch.from_numpy(1 + spoken).to(self.device)] = True
@@ -81,12 +86,17 @@ class Decoder:
             self._cache.prefill(slot)
             ids = torch.from_numpy(prompt[:-1]).to(self.device)[None]
             self._forward(ids, torch.arange(filled, device=self.device)[None], None)
-        utterance = Utterance(index, request, self.speech, self.sampling)
-        self.sequences.append(_Sequence(utterance, filled, int(prompt[-1])))
+        utterance = Utterance(index, request, self.speech, sampling)
+        self.sequences.append(_Sequence(utterance, filled, int(prompt[-1]), chooser))
+
+    def _chooser_for(self, sampling: SamplingConfig) -> Chooser:
+        """One that a sequence under way has already, where its `sampling.*` are the same."""
+        known = (s.chooser for s in self.sequences if s.utterance.sampling == sampling)
+        return next(known, None) or Chooser(sampling, self.device)
 
     @torch.inference_mode()
     def step(self) -> list[CodesPart]:
-        """Give each sequence its next code → the frames that are whole now, and the ends of those that end.
+        """See :class:`llasa.generation.engine.Batch`.
 
         Of a loop the turns are out by then; :func:`llasa.generation.loops.cut_loop` finds the first.
         """
@@ -95,16 +105,10 @@ class Decoder:
         mask = self._cache.decode(places, max(row.length for row in rows))
         ids = torch.tensor([[row.next_id] for row in rows], device=self.device)
         logits = self._forward(ids, places[:, None], mask)
-        if len(self._said):
-            logits = self._chooser.penalise(logits, self._said[: len(rows)])
-        spoken = [row.utterance for row in rows]
-        in_frame = [one.place for one in spoken]
-        self._rules.apply(logits, in_frame, [one.may_end for one in spoken])
-        draws = [(one.request.seed, one.num_codes) for one in spoken]
-        columns = self._chooser.choose(logits, draws, self._rules.spans(in_frame))
+        columns = self._choose(logits)
         if self.synced:
             torch.distributed.broadcast(columns, src=0)
-        if len(self._said):
+        if self._said is not None:
             self._said[torch.arange(len(rows), device=self.device), columns] = True
         parts, ended = [], []
         for number, (row, column) in enumerate(zip(rows, columns.tolist(), strict=True)):
@@ -118,9 +122,33 @@ class Decoder:
             self._remove(number)
         return parts
 
+    def _choose(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits [n, 1 + codes] → columns, int64 [n], of each by its own `sampling.*`."""
+        alike: dict[int, list[int]] = defaultdict(list)
+        for number, row in enumerate(self.sequences):
+            alike[id(row.chooser)].append(number)
+        if len(alike) == 1:
+            return self._choose_alike(logits, self.sequences, slice(len(logits)))
+        columns = torch.empty(len(logits), dtype=torch.int64, device=self.device)
+        for numbers in alike.values():
+            members = torch.tensor(numbers, device=self.device)
+            columns[members] = self._choose_alike(logits[members], [self.sequences[n] for n in numbers], members)
+        return columns
+
+    def _choose_alike(self, logits: torch.Tensor, rows: list[_Sequence], slots: torch.Tensor | slice) -> torch.Tensor:
+        """Of rows, in these slots, that share a chooser."""
+        chooser, spoken = rows[0].chooser, [row.utterance for row in rows]
+        if chooser.penalty != 1:
+            assert self._said is not None
+            logits = chooser.penalise(logits, self._said[slots])
+        in_frame = [one.place for one in spoken]
+        self._rules.apply(logits, in_frame, [one.may_end for one in spoken])
+        draws = [(one.request.seed, one.num_codes) for one in spoken]
+        return chooser.choose(logits, draws, self._rules.spans(in_frame))
+
     @torch.inference_mode()
     def cancel(self, index: int) -> None:
-        """Forget a sequence, if it is still there."""
+        """See :class:`llasa.generation.engine.Batch`."""
         for number, row in enumerate(self.sequences):
             if row.utterance.index == index:
                 self._remove(number)
@@ -131,7 +159,7 @@ class Decoder:
         last = self.sequences.pop()
         if number < len(self.sequences):
             self._cache.copy(len(self.sequences), number, last.length)
-            if len(self._said):
+            if self._said is not None:
                 self._said[number] = self._said[len(self.sequences)]
             self.sequences[number] = last
 

@@ -1,6 +1,7 @@
 """What every engine of generation offers: prompts in, codes out, all at the end or as they come.
 
     Request (ids of a prompt, bounds, seed) ─Engine.stream─► CodesPart, CodesPart, … ─► GeneratedCodes
+    Request, Request, … at any time         ─Engine.open, Batch.add, step─► CodesPart, …
 
 Codes come in whole frames. An engine never ends later than ``max_codes``, so every generation has a bound.
 """
@@ -58,6 +59,34 @@ class CodesPart:
     finish_reason: str | None = None
 
 
+class Batch(Protocol):
+    """Sequences that are decoded together, and come and go at any step. One thread at a time."""
+
+    @property
+    def free(self) -> int:
+        """Places that wait for a sequence."""
+        ...
+
+    def __len__(self) -> int:
+        """Sequences under way."""
+        ...
+
+    def add(self, index: int, request: Request, sampling: SamplingConfig) -> None:
+        """Take a request into a free place; its parts will bear ``index``.
+
+        Cost: a pass over the weights for the prompt, at once or in the next step.
+        """
+        ...
+
+    def step(self) -> list[CodesPart]:
+        """Give each sequence its next code → the frames that are whole now, and the ends of those that end."""
+        ...
+
+    def cancel(self, index: int) -> None:
+        """Forget a sequence, if it is still there."""
+        ...
+
+
 class Engine(Protocol):
     """Continues prompts with codes."""
 
@@ -72,6 +101,10 @@ class Engine(Protocol):
         Raises:
             UserError: it is no checkpoint that speaks, or not one for this engine.
         """
+        ...
+
+    def open(self, speech: TokenContract, *, capacity: int) -> Batch:
+        """A batch of up to ``batch_size`` sequences, each of ``len(prompt) + max_codes <= capacity``."""
         ...
 
     def stream(
@@ -109,7 +142,7 @@ class Utterance:
 
     def __init__(self, index: int, request: Request, speech: TokenContract, sampling: SamplingConfig) -> None:
         codec, seconds = speech.card.codec, sampling.loop_seconds
-        self.index, self.request, self.num_codes = index, request, 0
+        self.index, self.request, self.sampling, self.num_codes = index, request, sampling, 0
         self._dtype, self._size = codec.code_dtype, len(codec.code_ranges)
         self._frame: list[int] = []
         self._loops = LoopDetector(self._size, codec.tokens_per_second / self._size, seconds) if seconds > 0 else None

@@ -28,16 +28,20 @@ class TransformersEngine:
         """See :func:`llasa.model.llama.load_for_inference`."""
         return load_for_inference(checkpoint, device)
 
+    def open(self, speech: SpeechModel, *, capacity: int) -> Decoder:
+        """See :class:`llasa.generation.engine.Engine`; the memory for all sequences is taken by the first."""
+        return Decoder(speech, slots=self.batch_size, capacity=capacity, synced=self.synced)
+
     def stream(self, speech: SpeechModel, requests: Sequence[Request], sampling: SamplingConfig) -> Iterator[CodesPart]:
         if not requests:
             return
         capacity = max(len(request.prompt) + request.max_codes for request in requests)
         slots = min(self.batch_size, len(requests))
-        decoder = Decoder(speech, sampling, slots=slots, capacity=capacity, synced=self.synced)
+        decoder = Decoder(speech, slots=slots, capacity=capacity, synced=self.synced)
         waiting = list(enumerate(requests))[::-1]
         while waiting or decoder.sequences:
             while waiting and decoder.free:
-                decoder.add(*waiting.pop())
+                decoder.add(*waiting.pop(), sampling)
             yield from decoder.step()
 
     def generate(

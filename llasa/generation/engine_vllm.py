@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from llasa.config import SamplingConfig, require
@@ -66,30 +66,22 @@ class VllmEngine:
         self._engine = vllm_start.start_vllm(checkpoint, contract, device, self.batch_size, self.gpu_memory)
         return contract
 
+    def open(self, speech: TokenContract, *, capacity: int) -> VllmBatch:
+        """See :class:`llasa.generation.engine.Engine`; ``capacity`` is what the checkpoint was trained on, whatever is
+        asked for."""
+        return VllmBatch(self, speech)
+
     def stream(
         self, speech: TokenContract, requests: Sequence[Request], sampling: SamplingConfig
     ) -> Iterator[CodesPart]:
-        assert self._engine is not None, "load a checkpoint first"
-        assert self._engine is vllm_start.running, "another checkpoint was loaded since"
-        waiting: dict[str, Utterance] = {}
+        batch = VllmBatch(self, speech)
         try:
-            for index, request in enumerate(requests):
-                name = next(self._names)
-                waiting[name] = Utterance(index, request, speech, sampling)
-                self._add(name, request, sampling, speech)
-            while waiting:
-                for name, ids in self._step(waiting).items():
-                    for token_id in ids:
-                        ended = token_id == speech.vocabulary.speech_end
-                        part = waiting[name].take(None if ended else token_id - speech.vocabulary.first_code)
-                        if part is None:
-                            continue
-                        if part.finish_reason is not None:
-                            self._forget([name])
-                            del waiting[name]
-                        yield part
+            for index, request in enumerate(requests):  # all at once: those without a place wait in vLLM
+                batch.add(index, request, sampling)
+            while len(batch):
+                yield from batch.step()
         finally:
-            self._forget(list(waiting))
+            batch.cancel_all()
 
     def generate(
         self, speech: TokenContract, requests: Sequence[Request], sampling: SamplingConfig
@@ -106,7 +98,8 @@ class VllmEngine:
 
         from llasa.generation.vllm_sampling import sampling_params
 
-        assert self._engine is not None
+        assert self._engine is not None, "load a checkpoint first"
+        assert self._engine is vllm_start.running, "another checkpoint was loaded since"
         room, needed = self._engine.model_config.max_model_len, len(request.prompt) + request.max_codes + 1
         if needed > room:  # vLLM would cut the speech, perhaps within a frame
             raise UserError(
@@ -117,11 +110,11 @@ class VllmEngine:
             params = sampling_params(request, sampling, speech.vocabulary)
             self._engine.add_request(name, tokens_input(request.prompt.tolist()), params)
 
-    def _step(self, waiting: dict[str, Utterance]) -> dict[str, list[int]]:
-        """The next ids of some of a stream's requests; maybe none."""
+    def _step(self, waiting: Collection[str]) -> dict[str, list[int]]:
+        """The next ids of some of a batch's requests; maybe none."""
         assert self._engine is not None
         with self._lock:
-            if not self._arrived.keys() & waiting.keys():
+            if not self._arrived.keys() & set(waiting):
                 assert self._engine.has_unfinished_requests(), "vLLM has lost a request"
                 for output in self._engine.step():
                     self._arrived.setdefault(output.request_id, []).extend(output.outputs[0].token_ids)
@@ -135,3 +128,54 @@ class VllmEngine:
                 self._engine.abort_request(names)
             for name in names:
                 self._arrived.pop(name, None)
+
+
+class VllmBatch:
+    """Requests of one stream, or of one server; implements :class:`llasa.generation.engine.Batch`.
+
+    :meth:`add` takes more than are ``free``, too: they wait in vLLM.
+    """
+
+    def __init__(self, engine: VllmEngine, speech: TokenContract) -> None:
+        self._engine, self._speech = engine, speech
+        self._waiting: dict[str, Utterance] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def free(self) -> int:
+        return max(0, self._engine.batch_size - len(self))
+
+    def add(self, index: int, request: Request, sampling: SamplingConfig) -> None:
+        """Raises:
+        UserError: prompt and speech may take more tokens than vLLM was made for.
+        """
+        name = next(self._engine._names)
+        self._engine._add(name, request, sampling, self._speech)
+        self._waiting[name] = Utterance(index, request, self._speech, sampling)
+
+    def step(self) -> list[CodesPart]:
+        vocabulary, parts = self._speech.vocabulary, []
+        for name, ids in self._engine._step(self._waiting).items():
+            for token_id in ids:
+                ended = token_id == vocabulary.speech_end
+                part = self._waiting[name].take(None if ended else token_id - vocabulary.first_code)
+                if part is None:
+                    continue
+                parts.append(part)
+                if part.finish_reason is not None:
+                    self._forget([name])
+                    break
+        return parts
+
+    def cancel(self, index: int) -> None:
+        self._forget([name for name, utterance in self._waiting.items() if utterance.index == index])
+
+    def cancel_all(self) -> None:
+        self._forget(list(self._waiting))
+
+    def _forget(self, names: list[str]) -> None:
+        self._engine._forget(names)
+        for name in names:
+            del self._waiting[name]

@@ -1,5 +1,7 @@
 """The decoding loop against transformers' own `generate`, one prompt at a time, as its slow twin."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -176,9 +178,9 @@ def test_what_is_streamed_is_what_is_generated(speech):
 def test_who_is_cancelled_leaves_the_others_as_they_are(speech):
     wanted = requests(speech, TEXTS[1:4], [40] * 3, seed=7)
     expected = TransformersEngine(batch_size=3).generate(speech, wanted, SAMPLED)
-    decoder = Decoder(speech, SAMPLED, slots=3, capacity=400)
+    decoder = Decoder(speech, slots=3, capacity=400)
     for index, request in enumerate(wanted):
-        decoder.add(index, request)
+        decoder.add(index, request, SAMPLED)
     assert decoder.free == 0
     codes = [[], [], []]
     for step in range(200):
@@ -193,6 +195,30 @@ def test_who_is_cancelled_leaves_the_others_as_they_are(speech):
             codes[part.index] += part.codes.tolist()
     assert len(codes[0]) <= 6
     assert codes[1:] == [result.codes.tolist() for result in expected[1:]]
+
+
+def test_each_sequence_is_sampled_its_own_way(speech):
+    """Fails when one chooser, or the codes another slot has said, serves all rows."""
+    ways = [GREEDY, SAMPLED, replace(SAMPLED, repetition_penalty=1.5), replace(GREEDY, repetition_penalty=2.0), SAMPLED]
+    wanted = requests(speech, TEXTS, [12, 40, 30, 40, 22], seed=3)
+    engine = TransformersEngine(batch_size=3)
+    expected = [engine.generate(speech, [request], way)[0] for request, way in zip(wanted, ways, strict=True)]
+    assert any(
+        engine.generate(speech, [request], GREEDY)[0].codes.tolist() != result.codes.tolist()
+        for request, result in zip(wanted[2:4], expected[2:4], strict=True)
+    )
+    batch = engine.open(speech, capacity=400)
+    waiting, codes, reasons = [4, 3, 2, 1, 0], [[] for _ in TEXTS], [None] * 5
+    while waiting or len(batch):
+        while waiting and batch.free:
+            index = waiting.pop()
+            batch.add(index, wanted[index], ways[index])
+        assert len(batch) == 3 - batch.free
+        for part in batch.step():
+            codes[part.index] += part.codes.tolist()
+            reasons[part.index] = part.finish_reason
+    assert codes == [result.codes.tolist() for result in expected]
+    assert reasons == [result.finish_reason for result in expected]
 
 
 def test_a_head_that_cannot_be_sliced_gives_the_same(speech):

@@ -239,6 +239,34 @@ def test_streams_read_in_turn_share_the_engine(pair):
 
 
 @needs_vllm
+def test_a_batch_takes_and_gives_up_requests_between_steps(pair):
+    """As :class:`llasa.generation.decoding.Decoder`, each in its own way. Fails when a part bears another's index."""
+    requests = [pair.request(text, seed=number) for number, text in enumerate(TEXTS[:4])]
+    ways = [SAMPLED, GREEDY, replace(SAMPLED, repetition_penalty=1.0), SAMPLED]
+    found = []
+    for engine, speech in ((pair.vllm, pair.contract), (pair.hf, pair.speech)):
+        batch = engine.open(speech, capacity=256)
+        codes = [[] for _ in requests]
+        for index in (0, 1):
+            batch.add(index, requests[index], ways[index])
+        for step in range(200):
+            if step == 3:
+                batch.add(2, requests[2], ways[2])
+            if step == 5:
+                batch.cancel(0)
+                batch.add(3, requests[3], ways[3])
+            if not len(batch):
+                break
+            for part in batch.step():
+                codes[part.index] += part.codes.tolist()
+        assert batch.free == 3
+        assert len(codes[0]) < 40
+        found.append(codes[1:])
+    assert pair.vllm.num_unfinished == 0
+    assert found[0] == found[1]
+
+
+@needs_vllm
 def test_closing_a_stream_frees_its_requests(pair):
     """Fails when the generator leaves its requests to vLLM."""
     requests = pair.requests()
