@@ -40,7 +40,8 @@ def _plain_fraction(match: re.Match[str]) -> str:
 
 def read_signs_of_numbers(language: Language) -> Callable[[str], str]:
     before = language.symbols_before_number
-    signs = re.compile("(" + "|".join(map(re.escape, sorted(before, key=len, reverse=True))) + r") ?(?=[\d€$£])")
+    known = "|".join(map(re.escape, sorted(before, key=len, reverse=True))) or "(?!)"
+    signs = re.compile(rf"({known}) ?(?=[\d€$£])")
     times = re.compile(r"(?<=\d) ?[x×*·] ?(?=\d)")
     often = re.compile(r"(?<=\d)[x×](?!\w)")
 
@@ -91,6 +92,7 @@ def symbol_table(language: Language) -> dict[str, str]:
     table.update(
         {sign: currency.noun.other for sign, currency in language.currencies.items() if not sign[-1].isalnum()}
     )
-    table.update({"°": language.units["°"].other, "%": language.percent.other, "‰": language.per_mille.other})
-    table.update({"℃": language.units["°C"].other, "℉": language.units["°F"].other})
+    table.update({"%": language.percent.other, "‰": language.per_mille.other})
+    degrees = (("°", "°"), ("℃", "°C"), ("℉", "°F"))
+    table.update({sign: language.units[unit].other for sign, unit in degrees if unit in language.units})
     return {**table, **language.symbols}
