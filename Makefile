@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 setup: $(READY)
 
 # Two steps on purpose: with torch there, nothing that needs a torch asks for another build of it.
-$(READY): requirements.txt $(addprefix requirements/,dev.txt eval.txt export.txt ray.txt)
+$(READY): requirements.txt $(addprefix requirements/,dev.txt eval.txt export.txt ray.txt serve.txt)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements.txt)"

@@ -9,7 +9,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = "llasa"
-FLOW = ("text", "codec", "corpus", "tokens", "packing", "model", "generation", "training", "evaluation", "serving")
+FLOW = (
+    "text",
+    "codec",
+    "corpus",
+    "tokens",
+    "packing",
+    "model",
+    "generation",
+    "training",
+    "codec_training",
+    "evaluation",
+    "serving",
+)
 GROUND_FLOOR = {
     "build",
     "config",

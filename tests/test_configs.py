@@ -20,12 +20,14 @@ from llasa.config.shared import MULTILINGUAL
 from llasa.entry import CONF_DIR, compose_config, group_config
 from llasa.errors import UserError
 
-ROOTS = ("train", "preprocess", "infer", "evaluate", "export")
+ROOTS = ("train", "train_codec", "preprocess", "infer", "evaluate", "serve", "export")
 REQUIRED = {
     "train": ["store=data/x"],
+    "train_codec": [],
     "preprocess": [],
     "infer": ["checkpoint=x", "text=Ciao"],
     "evaluate": ["checkpoint=x", "store=data/x", "output=y"],
+    "serve": ["checkpoint=x"],
     "export": ["checkpoint=x", "output=y", "format=codec_onnx"],
 }
 NOT_IN_A_ROOT = {"hydra"}  # how Hydra itself behaves: each root names the one it uses
@@ -316,15 +318,17 @@ def test_a_command_line_beats_an_experiment():
     assert (config.logger.name, config.lang.code, config.optimizer["lr"]) == ("tensorboard", "de", 1e-4)
 
 
-@pytest.mark.parametrize(("root", "folder"), [("train", "RUN"), ("preprocess", "."), ("infer", ".")])
+@pytest.mark.parametrize(
+    ("root", "folder"), [("train", "RUN"), ("train_codec", "RUN"), ("preprocess", "."), ("infer", ".")]
+)
 def test_only_training_has_a_run_folder(root, folder):
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR)):
-        output = ["output_dir=RUN"] if root == "train" else []
+        output = ["output_dir=RUN"] if folder == "RUN" else []
         node = compose(root, overrides=[*output, *REQUIRED[root]], return_hydra_config=True)
     assert node.hydra.run.dir == folder
     assert node.hydra.output_subdir is None
     handlers = list(node.hydra.job_logging.root.handlers)
-    assert ("file" in handlers) == (root == "train")
+    assert ("file" in handlers) == (folder == "RUN")
 
 
 # Strictness

@@ -26,7 +26,10 @@ SHAPE = {
 MODEL = {"name": "m", "checkpoint": "owner/name", "lr": 1e-4, "max_length": 2048}
 INFER = {"checkpoint": "x", "text": "Ciao"}
 EVALUATE = {"checkpoint": "x", "store": "y", "output": "z"}
+CODEC_MODEL = {"name": "m", "lr": 1e-4}
+TRAIN_CODEC = {"output_dir": "x"}
 EXPORT = {"checkpoint": "x", "output": "y"}
+SERVE = {"checkpoint": "x"}
 ARCHITECTURE = schemas.ArchitectureConfig(**SHAPE)
 
 VALIDATORS: list[tuple[type, dict[str, Any], str, list[dict[str, Any]], list[dict[str, Any]]]] = [
@@ -351,6 +354,24 @@ VALIDATORS: list[tuple[type, dict[str, Any], str, list[dict[str, Any]], list[dic
         [{"text": "Ciao", "stream": True}, {"text_file": "book.txt", "stream": True, "output": "-"}],
         [{"texts": "file.txt", "stream": True}, {"text": "Ciao", "output": "-"}],
     ),
+    (schemas.ServeConfig, SERVE, "port", [{"port": 0}, {"port": 65535}], [{"port": -1}, {"port": 65536}]),
+    (
+        schemas.ServeConfig,
+        SERVE,
+        "port",
+        [{"port": 0, "workers": 1}, {"port": 80, "workers": 2}],
+        [{"port": 0, "workers": 2}],
+    ),
+    (schemas.ServeConfig, SERVE, "workers", [{"workers": 8}], [{"workers": 0}]),
+    (schemas.ServeConfig, SERVE, "shutdown_seconds", [{"shutdown_seconds": 0.0}], [{"shutdown_seconds": -1.0}]),
+    *(
+        (schemas.ServiceLimitsConfig, {}, f"limits.{name}", [{name: 1}], [{name: 0}])
+        for name in ("characters", "audio_seconds", "request_seconds", "body_bytes", "upload_bytes")
+    ),
+    *(
+        (schemas.ServiceLimitsConfig, {}, f"limits.{name}", [{name: 0}], [{name: -1}])
+        for name in ("queue", "requests_per_minute")
+    ),
     (schemas.EvaluateConfig, EVALUATE, "seed", [{"seed": 7}], [{"seed": -1}]),
     (schemas.EvaluateConfig, EVALUATE, "limit", [{"limit": 1}, {"limit": None}], [{"limit": 0}]),
     (
@@ -362,6 +383,106 @@ VALIDATORS: list[tuple[type, dict[str, Any], str, list[dict[str, Any]], list[dic
     ),
     (schemas.EvaluateConfig, EVALUATE, "resamples", [{"resamples": 100}], [{"resamples": 99}]),
     (schemas.EvaluateConfig, EVALUATE, "page_clips", [{"page_clips": 0}], [{"page_clips": -1}]),
+    (
+        schemas.CodecModelConfig,
+        CODEC_MODEL,
+        "codec_model.train",
+        [{"train": "decoder", "checkpoint": "x"}, {"train": "all"}],
+        [{"train": "encoder"}, {"train": "decoder"}],
+    ),
+    (schemas.CodecModelConfig, CODEC_MODEL, "codec_model.dtype", [{"dtype": "fp16"}], [{"dtype": "bf16"}]),
+    (schemas.CodecModelConfig, CODEC_MODEL, "codec_model.lr", [{"lr": 1e-5}], [{"lr": 0.0}, {"lr": -1.0}]),
+    (schemas.CodecModelConfig, CODEC_MODEL, "codec_model.noise_steps", [{"noise_steps": 0}], [{"noise_steps": -1}]),
+    (schemas.CodecModelConfig, CODEC_MODEL, "codec_model.mixed_steps", [{"mixed_steps": 9}], [{"mixed_steps": -1}]),
+    (
+        schemas.CodecModelConfig,
+        CODEC_MODEL,
+        "codec_model.latent_penalty",
+        [{"latent_penalty": 1.0}],
+        [{"latent_penalty": -0.1}, {"latent_penalty": float("nan")}],
+    ),
+    (
+        schemas.RecordingsConfig,
+        {},
+        "recordings.clip_seconds",
+        [{"clip_seconds": 0.2}],
+        [{"clip_seconds": 0.1}, {"clip_seconds": 61.0}],
+    ),
+    (schemas.RecordingsConfig, {}, "recordings.max_hours", [{"max_hours": 0.1}], [{"max_hours": 0.0}]),
+    (
+        schemas.RecordingsConfig,
+        {},
+        "recordings.gain_db",
+        [{"gain_db": [0.0, 0.0]}],
+        [{"gain_db": [2.0, -10.0]}, {"gain_db": [1.0]}],
+    ),
+    (
+        schemas.RecordingsConfig,
+        {},
+        "recordings.min_level",
+        [{"min_level": None}, {"min_level": -60.0}],
+        [{"min_level": 1.0}],
+    ),
+    (schemas.CodecHeldOutConfig, {}, "heldout.share", [{"share": 0.0}], [{"share": -0.1}, {"share": 0.6}]),
+    (schemas.CodecHeldOutConfig, {}, "heldout.every", [{"every": 0}], [{"every": -1}]),
+    (schemas.CodecHeldOutConfig, {}, "heldout.recordings", [{"recordings": 1}], [{"recordings": 0}]),
+    (schemas.CodecHeldOutConfig, {}, "heldout.heard", [{"heard": 0}], [{"heard": -1}]),
+    (
+        schemas.CodecLossesConfig,
+        {},
+        "losses.mel",
+        [{"mel": 0.0, "stft": 1.0}],
+        [{"mel": -1.0}, {"mel": 0.0, "stft": 0.0}],
+    ),
+    (schemas.CodecLossesConfig, {}, "losses.stft", [{"stft": 0.0}], [{"stft": -1.0}, {"stft": float("inf")}]),
+    (schemas.AdversaryConfig, {}, "adversary.name", [{"name": "none"}, {"name": "full"}], [{"name": "huge"}]),
+    (schemas.AdversaryConfig, {"name": "small"}, "adversary.start", [{"start": 0}], [{"start": -1}]),
+    (schemas.AdversaryConfig, {"name": "small"}, "adversary.lr", [{"lr": 1e-4}], [{"lr": 0.0}]),
+    (
+        schemas.AdversaryConfig,
+        {"name": "small"},
+        "adversary.adversarial",
+        [{"adversarial": 0.0}],
+        [{"adversarial": -1.0}],
+    ),
+    (
+        schemas.AdversaryConfig,
+        {"name": "small"},
+        "adversary.feature_matching",
+        [{"feature_matching": 0.0}],
+        [{"feature_matching": float("nan")}],
+    ),
+    (schemas.AdversaryConfig, {"name": "small"}, "adversary.channels", [{"channels": 4}], [{"channels": 0}]),
+    (schemas.CodecTrainerConfig, {}, "trainer.max_steps", [{"max_steps": 1}], [{"max_steps": 0}]),
+    (
+        schemas.CodecTrainerConfig,
+        {"clips_per_step": 4},
+        "trainer.clips_per_device",
+        [{"clips_per_device": 2}],
+        [{"clips_per_device": 0}],
+    ),
+    (
+        schemas.CodecTrainerConfig,
+        {"clips_per_device": 4},
+        "trainer.clips_per_step",
+        [{"clips_per_step": 8}],
+        [{"clips_per_step": 6}, {"clips_per_step": 0}],
+    ),
+    (
+        schemas.CodecTrainerConfig,
+        {},
+        "trainer.betas",
+        [{"betas": [0.8, 0.99]}],
+        [{"betas": [0.9]}, {"betas": [0.9, 1.0]}],
+    ),
+    (schemas.CodecTrainerConfig, {}, "trainer.weight_decay", [{"weight_decay": 0.0}], [{"weight_decay": -0.1}]),
+    (schemas.CodecTrainerConfig, {}, "trainer.max_grad_norm", [{"max_grad_norm": 5.0}], [{"max_grad_norm": 0.0}]),
+    (schemas.CodecTrainerConfig, {}, "trainer.ema_decay", [{"ema_decay": 0.0}], [{"ema_decay": 1.0}]),
+    (schemas.CodecTrainerConfig, {}, "trainer.max_skipped", [{"max_skipped": 1}], [{"max_skipped": 0}]),
+    (schemas.CodecTrainerConfig, {}, "trainer.log_every", [{"log_every": 1}], [{"log_every": 0}]),
+    (schemas.CodecTrainerConfig, {}, "trainer.precision", [{"precision": "bf16"}], [{"precision": "fp16"}]),
+    (schemas.TrainCodecConfig, TRAIN_CODEC, "seed", [{"seed": 7}], [{"seed": -1}]),
+    (schemas.TrainCodecConfig, TRAIN_CODEC, "resume", [{"resume": "auto"}], [{"resume": "yes"}]),
     (
         schemas.ExportConfig,
         EXPORT,

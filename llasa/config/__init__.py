@@ -1,9 +1,9 @@
 """Schemas of the root configs, and their validation.
 
-Each root (`train`, `preprocess`, `infer`, `evaluate`, `export`) is a dataclass that stands first in the `defaults` of
-its YAML file, so a wrong key or type fails while Hydra composes, before anything is loaded. What the types cannot say
-is checked in `__post_init__`, once, when :mod:`llasa.entry` turns the composed config into these objects; after that no
-code sees a `DictConfig`.
+Each root, such as `train` or `infer`, is a dataclass that stands first in the `defaults` of its YAML file, so a wrong
+key or type fails while Hydra composes, before anything is loaded. What the types cannot say is checked in
+`__post_init__`, once, when :mod:`llasa.entry` turns the composed config into these objects; after that no code sees a
+`DictConfig`.
 
 Nodes typed `Any` are the leaves that people swap. They carry a `_target_`, stay plain dictionaries and are
 built with `hydra.utils.instantiate` in the room that uses them.
@@ -15,6 +15,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from llasa.config.codec_training import (
+    AdversaryConfig,
+    CodecHeldOutConfig,
+    CodecLossesConfig,
+    CodecModelConfig,
+    CodecTrainerConfig,
+    RecordingsConfig,
+    TrainCodecConfig,
+)
 from llasa.config.evaluation import EvaluateConfig, MetricsConfig, PushConfig
 from llasa.config.exporting import ExportConfig
 from llasa.config.inference import InferConfig, LongConfig, SamplingConfig
@@ -27,6 +36,7 @@ from llasa.config.preprocessing import (
     SplitConfig,
     VerifyConfig,
 )
+from llasa.config.serving import ServeConfig, ServiceLimitsConfig
 from llasa.config.shared import LangConfig, LoggerConfig
 from llasa.config.training import (
     ArchitectureConfig,
@@ -49,8 +59,13 @@ __all__ = [
     "RAW_TEXT_KEYS",
     "REPOSITORY",
     "ROOTS",
+    "AdversaryConfig",
     "ArchitectureConfig",
     "CheckpointConfig",
+    "CodecHeldOutConfig",
+    "CodecLossesConfig",
+    "CodecModelConfig",
+    "CodecTrainerConfig",
     "EvaluateConfig",
     "ExportConfig",
     "FiltersConfig",
@@ -69,12 +84,16 @@ __all__ = [
     "PreprocessConfig",
     "PublicationConfig",
     "PushConfig",
+    "RecordingsConfig",
     "RunnerConfig",
     "SamplesConfig",
     "SamplingConfig",
     "SanityConfig",
     "ScheduleConfig",
+    "ServeConfig",
+    "ServiceLimitsConfig",
     "SplitConfig",
+    "TrainCodecConfig",
     "TrainConfig",
     "TrainerConfig",
     "VerifyConfig",
@@ -87,9 +106,11 @@ CONF_DIR = REPOSITORY / "conf"
 
 ROOTS: dict[str, type] = {
     "train": TrainConfig,
+    "train_codec": TrainCodecConfig,
     "preprocess": PreprocessConfig,
     "infer": InferConfig,
     "evaluate": EvaluateConfig,
+    "serve": ServeConfig,
     "export": ExportConfig,
 }
 
@@ -106,9 +127,14 @@ RAW_TEXT_KEYS = (
     "store",
     "output_dir",
     "dataset.path",
+    "codec_model.checkpoint",
+    "recordings.folder",
+    "heldout.ids",
     "dataset.tokenizer",
     "dataset.folders",
     "asr",
+    "api_keys",
+    "examples",
     "reference",
     "converter",
     "verification.output",

@@ -217,7 +217,7 @@ def _one_after_the_other(
         tails = [tail] if tail is not None and tail is not anchor else []
         # A voice that the user gave is never left out; where it leaves no room, the request says so.
         options = [anchors + tails, anchors, *([tails, []] if voice is None else [])]
-        context = _fitting(synthesizer.speech, chunk.text, options, language, speaker)
+        context = fitting_context(synthesizer.speech, chunk.text, options, language, speaker)
         settings = {"voice": context, "seed": chunk_seed(seed, index), "language": language, "speaker": speaker}
         request = synthesizer.request(chunk.text, sampling, **settings)
         generated = generate_with_retries(synthesizer.engine, synthesizer.speech, [request], sampling)
@@ -244,7 +244,7 @@ def _in_batches(
         yield from synthesizer.decode(generate_with_retries(engine, synthesizer.speech, requests, sampling))
 
 
-def _fitting(
+def fitting_context(
     speech: TokenContract, text: str, options: Sequence[list[Voice]], language: str, speaker: str
 ) -> Voice | None:
     """The first of ``options``, joined, that leaves room to read ``text``; the last in any case."""

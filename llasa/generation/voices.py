@@ -158,11 +158,11 @@ def list_voices(folder: str | Path) -> list[VoiceInfo]:
     for name, file in recordings_in(location(folder)).items():
         try:
             waveform, rate = decode_audio(file, MAX_FILE_SECONDS)
-        except RejectedRow as reason:
+            transcript = file.with_suffix(".txt")
+            text = read_transcript(transcript) if transcript.is_file() else None
+        except (RejectedRow, UserError) as reason:
             warn(f"voice {file} is left out ({reason})")
             continue
-        transcript = file.with_suffix(".txt")
-        text = read_transcript(transcript) if transcript.is_file() else None
         voices.append(VoiceInfo(name, len(waveform) / rate, text))
     return voices
 

@@ -1,0 +1,1 @@
+"""A checkpoint behind HTTP: requests that come and go, spoken together."""
