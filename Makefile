@@ -33,7 +33,7 @@ test-gpu: setup
 
 # In the environment of requirements/vllm.txt, with pytest in it too.
 test-vllm:
-	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest tests/generation/test_engine_vllm.py
+	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest tests/generation/test_engine_vllm.py tests/serving/test_scheduler_vllm.py
 
 test-all: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n auto --dist worksteal

@@ -50,7 +50,7 @@ from transformers import Xcodec2Config, Xcodec2Model
 
 from llasa.codec.arithmetic import checked_precision, compiled, memory_for, undisturbed
 from llasa.codec.base import CodecSpec
-from llasa.codec.features import FRAME_SHIFT, SAMPLE_RATE, STRIDE, KaldiFilterBank
+from llasa.codec.features import FRAME_SHIFT, NUM_MEL_BINS, SAMPLE_RATE, STRIDE, KaldiFilterBank
 from llasa.codec.original_weights import SEMANTIC_NAME, is_original, load_original
 from llasa.codec.padding import ClipEnds, bucket_length
 from llasa.device import resolve_device
@@ -71,6 +71,9 @@ CUDA_BATCH_SECONDS = 60.0
 CPU_BATCH_SECONDS = 1.0
 """What ``batch_seconds=auto`` means. On a CPU every clip goes alone: measured on two cores, batches take 1.1 to 1.2
 times as long, for padding and for the clips that are encoded again."""
+
+PACKAGED = {"xcodec2_nano": Path(__file__).with_name("xcodec2_nano")}
+"""Names of checkpoints that lie in this package, for ``checkpoint``: the same on every machine."""
 
 _CONFIG_FIELDS = (
     "sampling_rate",
@@ -97,9 +100,9 @@ _SEMANTIC_CONFIG_FIELDS = (
 class XCodec2:
     """The codec of the published Llasa models; implements :class:`llasa.codec.base.Codec`.
 
-    ``checkpoint`` is a hub name (``HKUSTAudio/xcodec2-hf``) or a local folder in transformers' format, or weights in
-    their authors' format: a hub name, a folder or a file. ``semantic_checkpoint`` is where those of them get the
-    semantic encoder that lack it (checkpoints of a training do).
+    ``checkpoint`` is a hub name (``HKUSTAudio/xcodec2-hf``) or a local folder in transformers' format, a name in
+    ``PACKAGED``, or weights in their authors' format: a hub name, a folder or a file. ``semantic_checkpoint`` is
+    where those of them get the semantic encoder that lack it (checkpoints of a training do).
     ``device`` is "auto" (CUDA where there is one, else the CPU), "cuda" or "cpu". ``precision`` is that of the
     encoder's layers, "fp32" (without TF32; the published codes are float32's) or "bf16" (autocast, for CUDA); the
     features, the projection that is rounded, and decoding are float32 or finer always. ``batch_seconds`` bounds the
@@ -132,7 +135,7 @@ class XCodec2:
             raise UserError(f"codec.compile={compile} is not valid", remedy="use true or false")
         self.precision = checked_precision(precision, self.device)
         self.model = load_model(checkpoint, semantic_checkpoint).to(self.device)
-        self.features = KaldiFilterBank().to(self.device)
+        self.features = KaldiFilterBank().to(self.device) if uses_features(self.model) else None
         self.batch_seconds = batch_seconds
         self.compile = compile
         self._margin = ROUNDING_MARGIN
@@ -303,8 +306,7 @@ class XCodec2:
 
         ``Xcodec2Model.encode``, taken apart because it does not return the values that it rounds.
         """
-        margin = self.hop // 2
-        features = self.features(torch.nn.functional.pad(waveforms, (margin, margin)), num_frames)
+        features = self._features(waveforms, num_frames)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
             if num_frames is None:
                 hidden = self._hidden(waveforms, features, None)
@@ -314,6 +316,13 @@ class XCodec2:
                 with self._ends.at(num_frames, total):
                     hidden = self._batched_hidden(waveforms, features, own)
         return self.model.quantizer.project_in(hidden.float())
+
+    def _features(self, waveforms: torch.Tensor, num_frames: torch.Tensor | None) -> torch.Tensor:
+        """Whole frames, float32 [batch, frames * hop] → float32 [batch, frames, 160]; zeros where none are used."""
+        if self.features is None:
+            return waveforms.new_zeros(len(waveforms), waveforms.shape[1] // self.hop, STRIDE * NUM_MEL_BINS)
+        margin = self.hop // 2
+        return self.features(torch.nn.functional.pad(waveforms, (margin, margin)), num_frames)
 
     def _hidden(self, waveforms: torch.Tensor, features: torch.Tensor, own: torch.Tensor | None) -> torch.Tensor:
         """[batch, frames * hop], [batch, frames, 160] and bool [batch, frames] → [batch, frames, hidden]."""
@@ -356,7 +365,7 @@ def load_model(checkpoint: str, semantic_checkpoint: str = SEMANTIC_NAME) -> Xco
         "authors' (HKUSTAudio/xcodec2)"
     )
     field = f"codec.checkpoint={checkpoint}"
-    source = Path(checkpoint).expanduser()
+    source = PACKAGED.get(checkpoint) or Path(checkpoint).expanduser()
     config: dict[str, Any] = {}
     if source.is_dir():
         if not (source / "config.json").is_file():
@@ -391,6 +400,14 @@ def load_model(checkpoint: str, semantic_checkpoint: str = SEMANTIC_NAME) -> Xco
             remedy=remedy,
         )
     return model.eval().requires_grad_(False)
+
+
+def uses_features(model: Xcodec2Model) -> bool:
+    """Whether semantic features can change the codes: not where the semantic encoder's first projection is zero.
+
+    Read from the weights, so it holds for every model: behind a projection of zeros all features look alike.
+    """
+    return bool(model.semantic_encoder.feature_projection.projection.weight.any())
 
 
 def fingerprint(model: Xcodec2Model) -> str:

@@ -11,7 +11,8 @@ near 0 where a codec) and the features of its inner layers, which the codec is t
 Losses are of least squares (LSGAN: Mao et al. 2017, arXiv 1611.04076). Features are matched relative to their own
 size (EnCodec), and all losses are means over judges and layers: their weights mean the same for any set of judges.
 
-Cost: goes with the square of ``channels``. 32, the papers', is for a GPU: 42 M parameters. 4 is for a CPU: 0.7 M.
+Cost: 32 channels, the papers' width, are 41 M parameters and for a GPU. 4 are 0.65 M: on one CPU core 1.25 s a step of
+8 clips of 1 s (8 channels 2.1 s, 16 channels 5 s), which is twice the nano codec's own step.
 """
 
 from __future__ import annotations

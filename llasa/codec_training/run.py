@@ -19,6 +19,7 @@ from transformers import Xcodec2Model
 
 from llasa.build import build
 from llasa.codec.xcodec2 import fingerprint, load_model
+from llasa.codec_training.activations import fuse_activations
 from llasa.codec_training.clips import Clips
 from llasa.codec_training.discriminators import Discriminators
 from llasa.codec_training.forward import semantic_features, trained_parameters
@@ -74,6 +75,8 @@ def train_codec(config: TrainCodecConfig) -> float:
     if config.codec_model.checkpoint is None and saved is None:
         fit_to_clips(model, clips, device)
     trained_parameters(model, config.codec_model.train)
+    if config.trainer.compile:
+        fuse_activations(model)
     discriminators = build_discriminators(config)
     trainer = CodecTrainer(
         model,

@@ -1,7 +1,7 @@
 """The shape of ``xcodec2_nano``: XCodec2's architecture, small enough to lie in the package and to learn on a CPU.
 
 In: nothing. Out: an untrained ``Xcodec2Model`` of 5.8 M parameters (3.6 MB encoder, 19 MB decoder; 11.7 MB as fp16,
-which is how it is stored). Cost: 0.6 GFLOP per second of audio to encode and 0.5 to decode; on one core of a CPU
+which is how it is stored). Cost: 0.4 GFLOP per second of audio to encode and 0.5 to decode; on one core of a CPU
 27 times faster than real time together, 0.8 s a training step of 8 clips of 1 s.
 
 Where the parameters and the time go, and why:

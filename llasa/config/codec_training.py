@@ -158,6 +158,9 @@ class CodecTrainerConfig:
     log_every: int = 10
     precision: str = "auto"
     """Of the arithmetic: auto = bf16 autocast on CUDA, fp32 elsewhere."""
+    compile: bool = False
+    """torch.compile of the encoder's activations: a step of the small codec takes 0.6 of its time, after half a minute.
+    On a CPU it wants a C++ compiler."""
 
     def __post_init__(self) -> None:
         require(self.max_steps >= 1, "trainer.max_steps", self.max_steps, "use 1 or more")

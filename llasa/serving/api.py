@@ -70,8 +70,14 @@ SPEECH: dict[int | str, dict[str, Any]] = {
             },
         },
         "content": {
-            media_type: {"schema": {"type": "string", "format": "binary"}}
-            for media_type in [*MEDIA_TYPES.values(), "text/event-stream"]
+            **{media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in MEDIA_TYPES.values()},
+            "text/event-stream": {
+                "schema": {  # of one event
+                    "type": "object",
+                    "required": ["data"],
+                    "properties": {"data": {"type": "string", "contentMediaType": "application/json"}},
+                }
+            },
         },
     },
     **PROBLEM,

@@ -75,6 +75,12 @@ def test_right_requests(plain, path, method):
     assert {"POST /v1/voices": 403, "GET /v1/models/{model}": 404}.get(f"{method} {path}", 200) in statuses
 
 
+@pytest.mark.parametrize("stream_format", ["audio", "sse"])
+def test_right_requests_for_each_way_to_stream(plain, stream_format):
+    """Fails when events are described as if they were a file."""
+    explore(plain["/v1/audio/speech"]["POST"], RIGHT, **THERE, stream_format=stream_format)
+
+
 def test_wrong_requests_for_speech(plain):
     """Fails when one of them is taken."""
     assert set(explore(plain["/v1/audio/speech"]["POST"], WRONG)) == {400}
