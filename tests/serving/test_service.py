@@ -378,6 +378,22 @@ def test_what_takes_too_long_is_ended(toy):
     asyncio.run(run())
 
 
+def test_pieces_are_not_crumbs(codec2):
+    """Fails when each frame of 20 ms is a piece of its own, or a piece is held back that ends."""
+
+    async def run():
+        async with (
+            serving(codec2) as service,
+            await service.open(order(sampling=replace(GREEDY, max_seconds=1.5, text_bounds=False))) as stream,
+        ):
+            return [len(piece) async for piece in stream]
+
+    lengths = asyncio.run(run())
+    assert sum(lengths) > 4 * 1600
+    assert all(length >= 1600 for length in lengths[1:-1])
+    assert len(lengths) <= 10
+
+
 def test_a_slow_reader_holds_up_nobody_and_misses_nothing(toy):
     """Fails when codes are only taken from the batch as they are read."""
 
