@@ -37,7 +37,8 @@ FLAGS = [
     "--use-fake-device-for-media-stream",  # a microphone that beeps
     "--use-fake-ui-for-media-stream",
 ]
-TEXT = "Il gatto dorme sul letto"
+TEXT = "Il gatto dorme sul letto, e la luna dorme con lui"
+"""So long that nobody reads it in `SECONDS`: whatever the seed, the model may not end before."""
 SECONDS = 1.0
 STEPS = round(SECONDS * Codec2().spec.tokens_per_second)
 KEY = "a-key-of-sixteen-or-more"
@@ -259,7 +260,7 @@ def test_pieces_meet_on_the_sample_and_the_wav_holds_what_was_heard(opened, serv
     assert sum(abs(gap) > 1e-9 for gap in gaps) == events(page).count("playing") - 1
     heard = np.concatenate([node["samples"] for node in nodes]).astype(np.int16)
     name, content = downloaded(page, page.locator("#download").click)
-    assert name == "il-gatto-dorme-sul-letto.wav"
+    assert name == "il-gatto-dorme-sul-letto-e-la-luna-dorme.wav"
     waveform, rate = soundfile.read(io.BytesIO(content), dtype="int16")
     assert (len(waveform), rate) == (round(SECONDS * 8000), 8000)
     assert np.array_equal(waveform, heard)
