@@ -46,7 +46,7 @@ class Envelope:
 
         try:
             await self._app(inner, receive, send_named)
-        except Exception:
+        except Exception:  # a bug, whatever it is: logged here, and the client gets no internals
             _log.exception("request %s failed", request_id)
             if status == 0:
                 await internal_error(request_id).response()(inner, receive, send_named)

@@ -98,7 +98,7 @@ def install_handlers(app: FastAPI, fields: Mapping[str, Sequence[str]]) -> None:
         return problem_of(error.errors(), fields.get(request.url.path, ())).response()
 
     app.add_exception_handler(HTTPException, of_http)  # type: ignore[arg-type]  # Starlette's type is of any exception
-    app.add_exception_handler(RequestValidationError, of_validation)  # type: ignore[arg-type]
+    app.add_exception_handler(RequestValidationError, of_validation)  # type: ignore[arg-type]  # the same
 
 
 def problem_of(errors: Sequence[dict[str, Any]], known: Sequence[str]) -> Problem:

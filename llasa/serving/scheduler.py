@@ -265,7 +265,7 @@ class Scheduler:
         try:
             self._step_began = time.monotonic()
             self._step(cancelled, newcomer, outcomes)
-        except Exception:
+        except Exception:  # an engine may fail in any way, and its thread serves those who come later
             _log.exception("the engine failed")
             outcomes += self._fail()
         finally:

@@ -127,7 +127,7 @@ class SpeechStream:
             try:
                 decode = partial(self._decode, codes, end)
                 piece = await asyncio.get_running_loop().run_in_executor(self._threads.codec, decode)
-            except Exception as error:
+            except Exception as error:  # a codec may fail in any way: it costs this stream alone
                 if isinstance(error, RuntimeError) and "shutdown" in str(error):
                     raise self._end(Stopping()) from None
                 _log.exception("the codec failed")
@@ -191,7 +191,7 @@ class SpeechStream:
             self._error = TimedOut()
         except (TimedOut, Failed, Stopping) as error:
             self._error = error
-        except Exception as error:
+        except Exception as error:  # nobody awaits this task: what it raised would be lost, and the reader wait
             # A UserError too: whatever is wrong with an order was told before its first request.
             _log.error("a stream failed: %r", error, exc_info=not isinstance(error, UserError))
             self._error = Failed()
