@@ -337,6 +337,15 @@ def read_audio(source: bytes | str | Path, target_rate: int) -> np.ndarray:
     return resampled
 
 
+def wav_bytes(samples: np.ndarray, sample_rate: int) -> bytes:
+    """Mono samples, int16 or float32 in [-1, 1], as a WAV file of 16-bit PCM."""
+    import soundfile
+
+    content = io.BytesIO()
+    soundfile.write(content, samples, sample_rate, format="WAV", subtype="PCM_16")
+    return content.getvalue()
+
+
 def write_wav(path: str | Path, waveform: np.ndarray, sample_rate: int) -> None:
     """Write mono float32 [samples] as 16-bit PCM. The file appears whole or not at all."""
     import soundfile

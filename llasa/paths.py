@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from llasa.errors import UserError
+
+if TYPE_CHECKING:
+    from upath import UPath
 
 
 def location(path: str | Path) -> Path:
@@ -24,7 +28,7 @@ def location(path: str | Path) -> Path:
     try:
         place = UPath(text)
         _ = place.fs  # what it needs is imported here, not at the first read
-        return place
+        return place  # type: ignore[return-value]  # it has the methods of a Path without being one
     except (ValueError, ImportError) as error:  # an unknown protocol, or s3fs, gcsfs, … are not there
         raise UserError(f"cannot reach {text}: {error}", remedy="see requirements/cloud.txt") from None
 
@@ -32,3 +36,12 @@ def location(path: str | Path) -> Path:
 def is_local(path: Path) -> bool:
     """Whether ``path`` is in this machine's file system, where files can be renamed and locked."""
     return isinstance(path, Path)
+
+
+def file_system(place: Path | UPath) -> tuple[Any, str]:
+    """fsspec's file system of a place, and the place's name there."""
+    import fsspec
+
+    if isinstance(place, Path):
+        return fsspec.filesystem("file"), str(place.absolute())
+    return place.fs, place.path

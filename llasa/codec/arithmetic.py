@@ -56,7 +56,7 @@ def undisturbed(device: torch.device) -> Iterator[None]:
     switches = (
         (torch.backends.cuda.matmul, "fp32_precision", "ieee"),
         (torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction", False),
-        (torch.backends.cudnn.conv, "fp32_precision", "ieee"),
+        (torch.backends.cudnn.conv, "fp32_precision", "ieee"),  # type: ignore[attr-defined]  # torch adds it on import
         (torch.backends.cudnn, "deterministic", True),
         (torch.backends.cudnn, "benchmark", False),  # it may choose another algorithm every time
     )

@@ -39,6 +39,41 @@ class CodecSpec:
         return np.uint16 if self.codebook_size <= 1 << 16 else np.uint32
 
 
+def code_problem(codes: np.ndarray, spec: CodecSpec) -> str:
+    """What makes ``codes`` [num_codes] impossible for a codec; empty for codes that could be its own."""
+    places = len(spec.code_ranges)
+    if len(codes) == 0 or len(codes) % places:
+        return f"{len(codes)} codes are no whole number of frames of {places}"
+    starts, ends = np.array(spec.code_ranges).T
+    frames = codes.astype(np.int64).reshape(-1, places)
+    outside = (frames < starts) | (frames >= ends)
+    if not outside.any():
+        return ""
+    frame, place = np.argwhere(outside)[0]
+    return f"code {frames[frame, place]} stands where {starts[place]} to {ends[place] - 1} belong"
+
+
+def checked_codes(index: int, codes: np.ndarray, codebook_size: int) -> np.ndarray:
+    """The codes of a clip for a codec of one codebook, int64 [num_codes].
+
+    Raises:
+        ValueError: they are not one-dimensional integers in [0, codebook_size).
+    """
+    codes = np.asarray(codes)
+    if codes.ndim != 1 or not np.issubdtype(codes.dtype, np.integer):
+        raise ValueError(f"codes {index} are {codes.dtype} {codes.shape}, expected integers [num_codes]")
+    if len(codes) and (codes.min() < 0 or codes.max() >= codebook_size):
+        raise ValueError(f"codes {index} span {codes.min()} to {codes.max()}, expected 0 to {codebook_size - 1}")
+    return codes.astype(np.int64)
+
+
+def check_waveforms(waveforms: list[np.ndarray]) -> None:
+    """Raises ValueError for one that is not one-dimensional."""
+    for index, waveform in enumerate(waveforms):
+        if waveform.ndim != 1:
+            raise ValueError(f"waveform {index} has shape {waveform.shape}, expected [samples]")
+
+
 class Codec(Protocol):
     """Turns clips into codes and codes into clips; a list in, a list of the same order out.
 
@@ -58,13 +93,14 @@ class Codec(Protocol):
     def encoding_facts(self) -> dict[str, Any]:
         """What besides ``spec`` decides the codes, such as ``{"precision": "bf16"}``; part of a store's identity.
 
-        Not of ``spec.fingerprint``, which names the weights: codes of either precision are decoded alike.
+        Not of ``spec.fingerprint``, which names the weights: codes of either precision are decoded alike. Empty for a
+        codec of one arithmetic.
         """
-        ...
+        return {}
 
     def agreement(self, waveforms: list[np.ndarray]) -> dict[str, Any]:
         """How far the codes of given clips are those of exact arithmetic, for a store's provenance; {} if they are."""
-        ...
+        return {}
 
     def decode(self, codes: list[np.ndarray]) -> list[np.ndarray]:
         """codes [num_codes] each → float32 [samples] each at ``spec.sample_rate``.

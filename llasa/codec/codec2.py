@@ -21,11 +21,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import files, version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from llasa.codec.base import CodecSpec
+from llasa.codec.base import Codec, CodecSpec
 from llasa.errors import UserError, first_line
 
 BITS = (10, 12, 12, 12)
@@ -40,8 +39,8 @@ _BYTE_WEIGHTS = 1 << (8 * np.arange(FRAME_BYTES)[::-1])
 _LIBRARY_LOCK = threading.Lock()
 
 
-class Codec2:
-    """The :class:`~llasa.codec.base.Codec` protocol over libcodec2."""
+class Codec2(Codec):
+    """The codec protocol over libcodec2."""
 
     def __init__(self, *, name: str = "codec2") -> None:
         self._library = _library_path()
@@ -57,13 +56,6 @@ class Codec2:
     def num_codes(self, num_samples: int) -> int:
         """Four codes for each 160 samples begun: the last frame is filled with silence."""
         return len(BITS) * -(-num_samples // FRAME_SAMPLES)
-
-    def encoding_facts(self) -> dict[str, Any]:
-        """None: there is one arithmetic."""
-        return {}
-
-    def agreement(self, waveforms: list[np.ndarray]) -> dict[str, Any]:
-        return {}
 
     def encode(self, waveforms: list[np.ndarray]) -> list[np.ndarray]:
         return [self._encode(waveform) for waveform in waveforms]
@@ -93,11 +85,8 @@ class Codec2:
     def _decode(self, codes: np.ndarray) -> np.ndarray:
         """uint16 [4 * frames] → float32 [160 * frames]."""
         frames = _frames(codes)
-        pcm = np.zeros((len(frames), FRAME_SAMPLES), dtype=np.int16)
         with _fresh_coder(self._library) as (library, coder):
-            for source, target in zip(frames, pcm, strict=True):
-                library.codec2_decode(coder, target.ctypes.data, source.ctypes.data)
-        return pcm.reshape(-1).astype(np.float32) / 32768.0
+            return _samples(library, coder, frames)
 
 
 class Codec2Stream:
@@ -121,10 +110,7 @@ class Codec2Stream:
         pending = np.concatenate([self._rest, np.asarray(codes, dtype=np.int64)])
         whole = len(pending) - len(pending) % len(BITS)
         frames, self._rest = _frames(pending[:whole]), pending[whole:]
-        pcm = np.zeros((len(frames), FRAME_SAMPLES), dtype=np.int16)
-        for source, target in zip(frames, pcm, strict=True):
-            self._library.codec2_decode(self._coder, target.ctypes.data, source.ctypes.data)
-        return pcm.reshape(-1).astype(np.float32) / 32768.0
+        return _samples(self._library, self._coder, frames)
 
     def finish(self) -> np.ndarray:
         """Nothing is left to come but an error: the coder has no delay."""
@@ -144,6 +130,14 @@ def _frames(codes: np.ndarray) -> np.ndarray:
     return (words[:, None] // _BYTE_WEIGHTS % 256).astype(np.uint8)
 
 
+def _samples(library: ctypes.CDLL, coder: int, frames: np.ndarray) -> np.ndarray:
+    """The coder's bytes [frames, 6] → float32 [160 * frames]."""
+    pcm = np.zeros((len(frames), FRAME_SAMPLES), dtype=np.int16)
+    for source, target in zip(frames, pcm, strict=True):
+        library.codec2_decode(coder, target.ctypes.data, source.ctypes.data)
+    return pcm.reshape(-1).astype(np.float32) / 32768.0
+
+
 @contextmanager
 def _fresh_coder(path: str) -> Iterator[tuple[ctypes.CDLL, int]]:
     """A coder of a library that was loaded for it alone.
@@ -159,12 +153,11 @@ def _fresh_coder(path: str) -> Iterator[tuple[ctypes.CDLL, int]]:
         )
     with _LIBRARY_LOCK:
         library = _load(path)
+        coder = library.codec2_create(MODE_2400)
         try:
-            coder = library.codec2_create(MODE_2400)
             yield library, coder
-            library.codec2_destroy(coder)
         finally:
-            _ctypes.dlclose(library._handle)
+            _close(library, coder)
 
 
 def _load(path: str) -> ctypes.CDLL:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers.models.xcodec2.modeling_xcodec2 import Xcodec2ISTFTHead
 
 from llasa.codec.base import Codec
 from llasa.codec.xcodec2 import XCodec2
@@ -43,7 +44,7 @@ class InverseSTFTHead(nn.Module):
     peak (with this by 3e-6) and took more than twice the time: 1,280 samples are no power of two.
     """
 
-    def __init__(self, head: nn.Module) -> None:
+    def __init__(self, head: Xcodec2ISTFTHead) -> None:
         super().__init__()
         self.linear, self.hop, self.padding = head.linear, head.hop_length, head.padding
         window = head.window.double().cpu()
@@ -103,8 +104,17 @@ def export_decoder(codec: Codec, form: str, folder: Path) -> float:
     path = folder / FILES[form]
     with torch.no_grad():
         if form == "onnx":
-            settings = {"dynamo": True, "dynamic_shapes": shapes, "external_data": False, "verbose": False}
-            torch.onnx.export(decoder, (example,), path, input_names=[INPUT], output_names=[OUTPUT], **settings)
+            torch.onnx.export(
+                decoder,
+                (example,),
+                path,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamo=True,
+                dynamic_shapes=shapes,
+                external_data=False,
+                verbose=False,
+            )
         else:
             torch.export.save(torch.export.export(decoder, (example,), dynamic_shapes=shapes), path)
     difference = largest_difference(codec, read_decoder(path))

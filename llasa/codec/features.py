@@ -50,8 +50,8 @@ class KaldiFilterBank(nn.Module):
             triangularize_in_mel_space=True,
         )
         window = window_function(FRAME_LENGTH, "povey", periodic=False)
-        self.register_buffer("mel_filters", torch.from_numpy(filters).double(), persistent=False)
-        self.register_buffer("window", torch.from_numpy(window).double(), persistent=False)
+        self.mel_filters = nn.Buffer(torch.from_numpy(filters).double(), persistent=False)
+        self.window = nn.Buffer(torch.from_numpy(window).double(), persistent=False)
 
     def forward(self, waveforms: torch.Tensor, num_vectors: torch.Tensor | None = None) -> torch.Tensor:
         """float [batch, samples] at 16 kHz → float32 [batch, frames // 2, 160].

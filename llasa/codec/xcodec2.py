@@ -49,7 +49,7 @@ from safetensors import SafetensorError
 from transformers import Xcodec2Config, Xcodec2Model
 
 from llasa.codec.arithmetic import checked_precision, compiled, memory_for, undisturbed
-from llasa.codec.base import CodecSpec
+from llasa.codec.base import Codec, CodecSpec, check_waveforms, checked_codes
 from llasa.codec.features import FRAME_SHIFT, NUM_MEL_BINS, SAMPLE_RATE, STRIDE, KaldiFilterBank
 from llasa.codec.original_weights import SEMANTIC_NAME, is_original, load_original
 from llasa.codec.padding import ClipEnds, bucket_length
@@ -97,8 +97,8 @@ _SEMANTIC_CONFIG_FIELDS = (
 )
 
 
-class XCodec2:
-    """The codec of the published Llasa models; implements :class:`llasa.codec.base.Codec`.
+class XCodec2(Codec):
+    """The codec of the published Llasa models.
 
     ``checkpoint`` is a hub name (``HKUSTAudio/xcodec2-hf``) or a local folder in transformers' format, a name in
     ``PACKAGED``, or weights in their authors' format: a hub name, a folder or a file. ``semantic_checkpoint`` is
@@ -206,7 +206,7 @@ class XCodec2:
             ValueError: codes that are not one-dimensional integers in [0, codebook_size).
             UserError: no memory left on the GPU.
         """
-        checked = [self._checked_codes(index, clip) for index, clip in enumerate(codes)]
+        checked = [checked_codes(index, clip, self.spec.codebook_size) for index, clip in enumerate(codes)]
         decoded = []  # on the device: it need not wait for one clip's way back before it begins the next
         with undisturbed(self.device):
             for clip in checked:
@@ -219,9 +219,7 @@ class XCodec2:
             return [waveform.cpu().numpy() for waveform in decoded]
 
     def _encode(self, waveforms: list[np.ndarray], precision: str) -> list[np.ndarray]:
-        for index, waveform in enumerate(waveforms):
-            if waveform.ndim != 1:
-                raise ValueError(f"waveform {index} has shape {waveform.shape}, expected [samples]")
+        check_waveforms(waveforms)
         lengths = [self.num_codes(len(waveform)) for waveform in waveforms]
         codes: dict[int, np.ndarray] = {}
         positions: dict[int, np.ndarray] = {}
@@ -339,16 +337,6 @@ class XCodec2:
         assert codes.min() >= 0, "codes below 0: the waveform or the weights are not finite"
         assert codes.max() < self.spec.codebook_size, "a code beyond the codebook"
         return codes.astype(self.spec.code_dtype)
-
-    def _checked_codes(self, index: int, codes: np.ndarray) -> np.ndarray:
-        codes = np.asarray(codes)
-        if codes.ndim != 1 or not np.issubdtype(codes.dtype, np.integer):
-            raise ValueError(f"codes {index} are {codes.dtype} {codes.shape}, expected integers [num_codes]")
-        if len(codes) and (codes.min() < 0 or codes.max() >= self.spec.codebook_size):
-            raise ValueError(
-                f"codes {index} span {codes.min()} to {codes.max()}, expected 0 to {self.spec.codebook_size - 1}"
-            )
-        return codes.astype(np.int64)
 
 
 def load_model(checkpoint: str, semantic_checkpoint: str = SEMANTIC_NAME) -> Xcodec2Model:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from llasa.codec.base import CodecSpec
+from llasa.codec.base import Codec, CodecSpec, check_waveforms, checked_codes
 from llasa.errors import UserError
 
 SAMPLE_RATE, HOP, CODEBOOK_SIZE = 16_000, 320, 65_536
@@ -33,8 +33,8 @@ SEMANTIC_NAME = "facebook/w2v-bert-2.0"
 WORKER = Path(__file__).with_name("xcodec2_worker.py")
 
 
-class XCodec2Package:
-    """Implements :class:`llasa.codec.base.Codec` with the authors' package.
+class XCodec2Package(Codec):
+    """The codec protocol with the authors' package: float32, one clip at a time; its version is in the fingerprint.
 
     ``checkpoint`` is a hub name (``HKUSTAudio/xcodec2``) or a local folder, with weights in the package's own format.
     ``semantic_checkpoint`` is ``facebook/w2v-bert-2.0`` (from the hub) or a local folder of that model; the package
@@ -85,22 +85,13 @@ class XCodec2Package:
         """Codes of a clip of ``num_samples`` samples: the package pads to a whole frame, or by one."""
         return num_samples // HOP + 1
 
-    def encoding_facts(self) -> dict[str, Any]:
-        """None: float32, one clip at a time, and the package's version is part of the fingerprint."""
-        return {}
-
-    def agreement(self, waveforms: list[np.ndarray]) -> dict[str, Any]:
-        return {}
-
     def encode(self, waveforms: list[np.ndarray]) -> list[np.ndarray]:
         """float32 [samples] each at 16 kHz → uint16 codes [samples // 320 + 1] each, in the same order.
 
         Raises:
             ValueError: a waveform that is not one-dimensional.
         """
-        for index, waveform in enumerate(waveforms):
-            if waveform.ndim != 1:
-                raise ValueError(f"waveform {index} has shape {waveform.shape}, expected [samples]")
+        check_waveforms(waveforms)
         codes = [self._ask("encode", waveform.astype("<f4"), "<i4") for waveform in waveforms]
         for waveform, clip in zip(waveforms, codes, strict=True):
             assert len(clip) == self.num_codes(len(waveform))
@@ -114,9 +105,9 @@ class XCodec2Package:
         Raises:
             ValueError: codes that are not one-dimensional integers in [0, 65536).
         """
-        checked = [_checked_codes(index, np.asarray(clip)) for index, clip in enumerate(codes)]
+        checked = [checked_codes(index, clip, CODEBOOK_SIZE) for index, clip in enumerate(codes)]
         empty = np.zeros(0, dtype=np.float32)
-        return [self._ask("decode", clip, "<f4") if len(clip) else empty for clip in checked]
+        return [self._ask("decode", clip.astype("<i4"), "<f4") if len(clip) else empty for clip in checked]
 
     def _ask(self, what: str, array: np.ndarray, dtype: str) -> np.ndarray:
         """Send one array of 4-byte numbers, return the one that comes back."""
@@ -187,11 +178,3 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     except (BrokenPipeError, subprocess.TimeoutExpired):
         process.kill()
         process.wait()
-
-
-def _checked_codes(index: int, codes: np.ndarray) -> np.ndarray:
-    if codes.ndim != 1 or not np.issubdtype(codes.dtype, np.integer):
-        raise ValueError(f"codes {index} are {codes.dtype} {codes.shape}, expected integers [num_codes]")
-    if len(codes) and (codes.min() < 0 or codes.max() >= CODEBOOK_SIZE):
-        raise ValueError(f"codes {index} span {codes.min()} to {codes.max()}, expected 0 to {CODEBOOK_SIZE - 1}")
-    return codes.astype("<i4")

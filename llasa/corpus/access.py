@@ -72,9 +72,11 @@ def hub_commit(path: str, revision: str | None) -> str:
     from huggingface_hub import HfApi
 
     try:
-        return HfApi().dataset_info(path, revision=revision, timeout=HUB_TIMEOUT).sha
+        found = HfApi().dataset_info(path, revision=revision, timeout=HUB_TIMEOUT)
     except Exception as error:  # of httpx2, huggingface_hub, or the JSON of a proxy's log-in page
         raise unreadable(f"{path} on the hub", error) from error
+    assert found.sha is not None, "the hub gives a data set without a commit"
+    return found.sha
 
 
 def locate(path: str) -> Path:

@@ -39,22 +39,26 @@ def mel_distances(decoded: np.ndarray, source: np.ndarray, delays: range) -> np.
     enough = max(1, min(len(decoded), len(source)) // 2)
     distances = np.full(len(delays), np.inf)
     for index, delay in enumerate(delays):
-        ours, theirs = decoded[max(0, delay) :], source[max(0, -delay) :]
-        overlap = min(len(ours), len(theirs))
-        if overlap >= enough:
-            distances[index] = np.abs(ours[:overlap] - theirs[:overlap]).mean()
+        ours, theirs = overlap(decoded, source, delay)
+        if len(ours) >= enough:
+            distances[index] = np.abs(ours - theirs).mean()
     return distances
 
 
 def envelope_correlation(decoded: np.ndarray, source: np.ndarray, delay: int) -> float:
     """Pearson's correlation of the loudness in dB of two log-mel spectrograms; 0 where one does not change."""
-    ours, theirs = envelope(decoded)[max(0, delay) :], envelope(source)[max(0, -delay) :]
-    overlap = min(len(ours), len(theirs))
-    if overlap < 2:
+    ours, theirs = overlap(envelope(decoded), envelope(source), delay)
+    if len(ours) < 2:
         return 0.0
-    ours, theirs = ours[:overlap] - ours[:overlap].mean(), theirs[:overlap] - theirs[:overlap].mean()
+    ours, theirs = ours - ours.mean(), theirs - theirs.mean()
     scale = np.sqrt((ours**2).sum() * (theirs**2).sum())
     return float((ours * theirs).sum() / scale) if scale > 0 else 0.0
+
+
+def overlap(decoded: np.ndarray, source: np.ndarray, delay: int) -> tuple[np.ndarray, np.ndarray]:
+    """The frames that both have where ``decoded`` comes ``delay`` frames late."""
+    ours, theirs = decoded[max(0, delay) :], source[max(0, -delay) :]
+    return ours[: len(theirs)], theirs[: len(ours)]
 
 
 def envelope(mel: np.ndarray) -> np.ndarray:

@@ -18,13 +18,13 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llasa.codec.base import Codec, CodecSpec
+from llasa.codec.base import Codec, CodecSpec, code_problem
 from llasa.config import FiltersConfig
 from llasa.corpus.claims import Claim, claim
 from llasa.corpus.filters import check_length, check_speaking_rate, checked_text, prepare
@@ -128,7 +128,7 @@ class Pipeline:
 
     def run(
         self, shards: Iterator[tuple[Shard, Claim]]
-    ) -> Iterator[tuple[Shard, Claim, Iterator[tuple[int, Prepared]]]]:
+    ) -> Generator[tuple[Shard, Claim, Iterator[tuple[int, Prepared]]], None, None]:
         """Each shard with its rows, which must be used up before the next shard is asked for."""
         waiting: queue.Queue[Any] = queue.Queue(READ_AHEAD)
         ahead = threading.Semaphore(SHARDS_AHEAD)
@@ -205,15 +205,23 @@ def _itself(row: SourceRow | EncodedRow) -> SourceRow | EncodedRow:
 def prepared(fetch: Fetch, spec: CodecSpec, filters: FiltersConfig, name: str) -> Prepared:
     """A row as the codec takes it, or why it does not. A bug's message gets the row's name."""
     try:
-        row = fetch()
-        if isinstance(row, EncodedRow):
-            return check_encoded(row, spec, filters)
-        return prepare(row, spec.sample_rate, filters)
+        return fit_row(fetch(), spec, filters)
     except RejectedRow as reason:
         return reason
     except Exception as error:  # whatever it is goes on, with the row's name
         error.add_note(f"in {name}")
         raise
+
+
+def fit_row(row: SourceRow | EncodedRow, spec: CodecSpec, filters: FiltersConfig) -> Utterance | EncodedUtterance:
+    """A row that passes the filters.
+
+    Raises:
+        RejectedRow: it does not.
+    """
+    if isinstance(row, EncodedRow):
+        return check_encoded(row, spec, filters)
+    return prepare(row, spec.sample_rate, filters)
 
 
 class _Stopped(Exception):
@@ -246,7 +254,8 @@ def encode_shard(
     on_rows: Callable[[int], object],
 ) -> None:
     """Encode the rows of one shard and write it."""
-    rows: list[Utterance | EncodedUtterance] = []
+    encoded: list[EncodedUtterance] = []
+    piece: list[Utterance | EncodedUtterance] = []
     numbers: list[int] = []
     rejects: list[dict[str, str]] = []
     piece_seconds = 0.0
@@ -254,14 +263,14 @@ def encode_shard(
         if isinstance(result, RejectedRow):
             rejects.append({"row": str(number), "reason": result.reason, "detail": result.detail})
         else:
-            rows.append(result)
+            piece.append(result)
             numbers.append(number)
             piece_seconds += result.seconds
         if piece_seconds >= PIECE_SECONDS:
-            rows = encode_rows(rows, codec)
-            piece_seconds = 0.0
+            encoded += encode_rows(piece, codec)
+            piece, piece_seconds = [], 0.0
         on_rows(1)
-    write_shard(root, shard, codec.spec, encode_rows(rows, codec), rejects, numbers)
+    write_shard(root, shard, codec.spec, [*encoded, *encode_rows(piece, codec)], rejects, numbers)
 
 
 def encode_rows(rows: list[Utterance | EncodedUtterance], codec: Codec) -> list[EncodedUtterance]:
@@ -291,13 +300,8 @@ def check_encoded(row: EncodedRow, spec: CodecSpec, filters: FiltersConfig) -> E
         RejectedRow: no text, codes that are not the codec's, or a length that the filters refuse.
     """
     text = checked_text(row.text, row.language, filters)
-    places = len(spec.code_ranges)
-    if len(row.codes) == 0 or len(row.codes) % places:
-        raise RejectedRow("broken_codes", f"{len(row.codes)} codes are no whole number of frames of {places}")
-    starts, ends = zip(*spec.code_ranges, strict=True)
-    frames = row.codes.reshape(-1, places)
-    if (frames < starts).any() or (frames >= ends).any():
-        raise RejectedRow("broken_codes", f"a code outside its range, {starts} to {ends}")
+    if problem := code_problem(row.codes, spec):
+        raise RejectedRow("broken_codes", problem)
     seconds = len(row.codes) / spec.tokens_per_second
     check_length(seconds, filters)
     check_speaking_rate(text, seconds, row.language, filters)

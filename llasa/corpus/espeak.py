@@ -20,7 +20,6 @@ import ctypes
 import difflib
 import functools
 import hashlib
-import io
 import os
 import tempfile
 import threading
@@ -30,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from llasa.audio import wav_bytes
 from llasa.corpus.sources import IndexedSource, SourceRow
 from llasa.errors import RejectedRow, UserError
 
@@ -168,7 +168,7 @@ class EspeakSource(IndexedSource):
         return SourceRow(
             id=f"{self.language}-{sentence:04d}",
             text=text,
-            audio=_wav_bytes(samples, sample_rate),
+            audio=wav_bytes(samples, sample_rate),
             speaker=voice,
             language=self.language,
         )
@@ -332,11 +332,3 @@ def _read_sentences(path: Path) -> list[str]:
     if not sentences:
         raise UserError(f"dataset.sentences: {path} has none", remedy="write one per line")
     return sentences
-
-
-def _wav_bytes(samples: np.ndarray, sample_rate: int) -> bytes:
-    import soundfile
-
-    buffer = io.BytesIO()
-    soundfile.write(buffer, samples, sample_rate, format="WAV", subtype="PCM_16")
-    return buffer.getvalue()

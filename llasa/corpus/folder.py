@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from llasa.corpus.access import locate, read_if_there, unreadable
-from llasa.corpus.sources import MEASURES, IndexedSource, SourceRow, as_measures, recording, require_limit
+from llasa.corpus.sources import MEASURES, IndexedSource, SourceRow, as_measures, recording, require_limit, text_or
 from llasa.errors import RejectedRow, UserError
 from llasa.paths import is_local
 
@@ -71,11 +71,11 @@ class ManifestSource(IndexedSource):
         if not str(audio).strip():
             raise RejectedRow("missing_audio", f"row {index} names no file")
         return SourceRow(
-            id=optional(fields, "id", Path(str(audio)).stem),
+            id=text_or(fields.get("id"), Path(str(audio)).stem),
             text=str(text),
             audio=self._locate(str(audio)),
-            speaker=optional(fields, "speaker", ""),
-            language=optional(fields, "language", self.language),
+            speaker=text_or(fields.get("speaker"), ""),
+            language=text_or(fields.get("language"), self.language),
             measures=as_measures({key: fields[key] for key in MEASURES if key in fields}),
         )
 
@@ -149,11 +149,6 @@ class FolderSource(ManifestSource):
 
 def first_of(fields: dict[str, Any], keys: tuple[str, ...]) -> Any:
     return next((fields[key] for key in keys if fields.get(key) is not None), None)
-
-
-def optional(fields: dict[str, Any], key: str, default: str) -> str:
-    value = fields.get(key)
-    return default if value is None or value == "" else str(value)  # the number 0 is a name too
 
 
 def parse_ljspeech_line(line: str) -> dict[str, Any]:

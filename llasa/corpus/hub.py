@@ -27,6 +27,7 @@ from llasa.corpus.sources import (
     refuse,
     require_language,
     require_limit,
+    text_or,
 )
 from llasa.errors import RejectedRow, UserError, first_line
 
@@ -169,15 +170,10 @@ class HubSource(StreamedSource, IndexedSource):
         if audio is None or (audio.get("bytes") is None and not audio.get("path")):
             raise RejectedRow("missing_audio", "no bytes and no path")
         return SourceRow(
-            id=self._optional(fields, "id", default_id),
+            id=text_or(fields.get(self.columns.get("id", "")), default_id),
             text=text,
             audio=audio["bytes"] if audio.get("bytes") is not None else recording(audio["path"], self.folder),
-            speaker=self._optional(fields, "speaker", ""),
+            speaker=text_or(fields.get(self.columns.get("speaker", "")), ""),
             language=self.language,
             measures=as_measures({key: fields[self.columns[key]] for key in MEASURES if key in self.columns}),
         )
-
-    def _optional(self, fields: dict[str, Any], key: str, default: str) -> str:
-        column = self.columns.get(key)
-        value = fields[column] if column else None
-        return default if value is None or value == "" else str(value)  # the number 0 is a name too

@@ -18,7 +18,7 @@ from llasa.corpus.access import (
     unreadable,
 )
 from llasa.errors import UserError, first_line
-from llasa.paths import is_local
+from llasa.paths import file_system, is_local
 
 INSTEAD = {
     "audiofolder": "download it and use dataset=folder or dataset=manifest",
@@ -101,7 +101,8 @@ def _open_remote(folder: Path, title: str) -> OpenedDataSet:
     import datasets
 
     try:
-        files = folder.fs.find(folder.path, detail=True)
+        fs, root = file_system(folder)
+        files = fs.find(root, detail=True)
         parquet = any(file.endswith(".parquet") for file in files)
         patterns = datasets.data_files.get_data_patterns(str(folder)) if parquet else {}
     except Exception as error:  # each file system has its own

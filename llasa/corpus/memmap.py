@@ -24,7 +24,7 @@ import hashlib
 import re
 import threading
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -33,8 +33,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llasa.config import require
-from llasa.corpus.sources import EncodedRow, IndexedSource
-from llasa.errors import RejectedRow, UserError
+from llasa.corpus.sources import EncodedRow, IndexedSource, require_limit
+from llasa.errors import RejectedRow, UserError, first_line
 from llasa.paths import is_local, location
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class LlasaMemmapSource(IndexedSource):
         name: str = "llasa_memmap",
         limit: int | None = None,
     ) -> None:
-        require(limit is None or limit >= 1, "dataset.limit", limit, "use 1 or more, or null for all rows")
+        require_limit(limit)
         require(bool(tokenizer), "dataset.tokenizer", tokenizer, "name the tokenizer that wrote the text")
         self.name, self.language, self.tokenizer, self.limit = name, language, tokenizer, limit
         self.files = find_files(location(path), folders)
@@ -204,9 +204,8 @@ def _load_tokenizer(name: str) -> RowReader:
     try:
         return RowReader(AutoTokenizer.from_pretrained(name))
     except (OSError, ValueError) as error:
-        why = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
         raise UserError(
-            f"cannot load the tokenizer {name}: {why}",
+            f"cannot load the tokenizer {name}: {first_line(error)}",
             remedy="pass dataset.tokenizer=… a folder or hub name of a LLaSA or Llama 3 checkpoint",
         ) from error
 
@@ -278,7 +277,7 @@ def natural_order(path: Path) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]
 
 
-def fingerprint(splits: dict[str, Sequence[MemmapFile]]) -> str:
+def fingerprint(splits: Mapping[str, Sequence[MemmapFile]]) -> str:
     """Changes with the files' names, shapes and first, middle and last rows: the whole would be hours of reading."""
     digest = hashlib.sha256()
     for split, files in splits.items():

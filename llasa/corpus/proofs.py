@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
 
-from llasa.codec.base import Codec, CodecSpec
+from llasa.codec.base import Codec, CodecSpec, code_problem
 from llasa.config import FiltersConfig
 from llasa.corpus.acoustics import HOP_SECONDS, envelope_correlation, level, log_mel, mel_distances
-from llasa.corpus.encode import check_encoded
-from llasa.corpus.filters import prepare
-from llasa.corpus.sources import EncodedRow, Fetch, Source
+from llasa.corpus.encode import fit_row
+from llasa.corpus.sources import Fetch, Source
 from llasa.corpus.store import codes_hash
 from llasa.errors import RejectedRow, UserError
 from llasa.types import EncodedUtterance, Utterance
@@ -45,6 +45,19 @@ class Sound:
         return cls(pcm, log_mel(waveform, sample_rate), level(waveform), finite)
 
 
+class Again(NamedTuple):
+    """A row's codes beside those of its source, encoded once more."""
+
+    equal: int
+    """Codes that are the same in the same place."""
+    total: int
+    """Codes of the longer of the two."""
+
+    @property
+    def share(self) -> float:
+        return self.equal / max(1, self.total)
+
+
 @dataclass(slots=True)
 class Proof:
     """What is known of one sampled row. ``None`` where there is nothing to compare with."""
@@ -69,10 +82,8 @@ class Proof:
     """How the row differs from the corpus's row of that number, or why there is none."""
     decoded: Sound | None = None
     source: Sound | None = None
-    equal_codes: int | None = None
-    """Number of codes that encoding the source gives again, each in its place."""
-    codes_again: int | None = None
-    """Number of codes of the source, or of the row where that is greater."""
+    again: Again | None = None
+    """What encoding the source again gives."""
     delay: int | None = None
     """Of the decoded sound, in frames of 10 ms."""
     mel_distance: float | None = None
@@ -81,10 +92,6 @@ class Proof:
     """Mel distance to the nearest of other rows' sources."""
     text_is_nearest: bool | None = None
     source_text_is_nearest: bool | None = None
-
-    @property
-    def equal_share(self) -> float | None:
-        return None if self.equal_codes is None else self.equal_codes / max(1, self.codes_again or 0)
 
     @property
     def gain(self) -> float | None:
@@ -125,20 +132,6 @@ def _read(split: str, file: Path, index: int, table: pq.Table, spec: CodecSpec) 
     return proof
 
 
-def code_problem(codes: np.ndarray, spec: CodecSpec) -> str:
-    """What makes ``codes`` [num_codes] impossible for a codec; empty for codes that could be its own."""
-    places = len(spec.code_ranges)
-    if len(codes) == 0 or len(codes) % places:
-        return f"{len(codes)} codes are no whole number of frames of {places}"
-    starts, ends = np.array(spec.code_ranges).T
-    frames = codes.astype(np.int64).reshape(-1, places)
-    outside = (frames < starts) | (frames >= ends)
-    if not outside.any():
-        return ""
-    frame, place = np.argwhere(outside)[0]
-    return f"code {frames[frame, place]} stands where {starts[place]} to {ends[place] - 1} belong"
-
-
 def find_rows(source: Source, proofs: Sequence[Proof]) -> Iterator[tuple[Proof, Fetch]]:
     """The corpus's rows for rows of one shard; those that it does not have are left out."""
     split, splits = proofs[0].corpus_split or proofs[0].split, source.splits()
@@ -166,11 +159,7 @@ def compare_with_source(proofs: Sequence[Proof], source: Source, codec: Codec, f
     try:
         for proof, fetch in find_rows(source, proofs):
             try:
-                row = fetch()
-                given = isinstance(row, EncodedRow)
-                prepared = (
-                    check_encoded(row, codec.spec, filters) if given else prepare(row, codec.spec.sample_rate, filters)
-                )
+                prepared = fit_row(fetch(), codec.spec, filters)
             except RejectedRow as reason:
                 proof.unlike = f"the corpus's row {proof.row} would be dropped now ({reason})"
                 continue
@@ -184,8 +173,7 @@ def compare_with_source(proofs: Sequence[Proof], source: Source, codec: Codec, f
     for proof, prepared in found:
         codes = next(again) if isinstance(prepared, Utterance) else prepared.codes
         both = min(len(codes), len(proof.codes))
-        proof.equal_codes = int((codes[:both] == proof.codes[:both]).sum())
-        proof.codes_again = max(len(codes), len(proof.codes))
+        proof.again = Again(int((codes[:both] == proof.codes[:both]).sum()), max(len(codes), len(proof.codes)))
         if isinstance(prepared, Utterance):
             proof.source = Sound.of(prepared.waveform, codec.spec.sample_rate)
 

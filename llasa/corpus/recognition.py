@@ -12,7 +12,7 @@ import re
 import numpy as np
 
 from llasa.audio import resample
-from llasa.errors import UserError
+from llasa.errors import UserError, first_line
 from llasa.text import spoken_form
 
 SAMPLE_RATE = 16_000
@@ -51,7 +51,7 @@ class Recognizer:
             # Not int8, the default of many: the error rate should be the model's, not the rounding's.
             self._model = WhisperModel(folder, device=device, compute_type="float16" if device == "cuda" else "float32")
         except (OSError, RuntimeError, ValueError) as error:
-            raise UserError(f"asr={model} cannot be loaded ({str(error).splitlines()[0]})", remedy=remedy) from error
+            raise UserError(f"asr={model} cannot be loaded ({first_line(error)})", remedy=remedy) from error
         self.name = model
 
     def transcribe(self, waveform: np.ndarray, sample_rate: int, language: str) -> str:

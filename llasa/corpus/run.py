@@ -16,7 +16,7 @@ from llasa.config import PreprocessConfig
 from llasa.corpus.claims import claimed, remove_claims
 from llasa.corpus.duplicates import drop_duplicates
 from llasa.corpus.filters import prepare
-from llasa.corpus.publish import check_access, publish_store
+from llasa.corpus.publish import check_access, hours, publish_store
 from llasa.corpus.runners import RUNNERS, Job
 from llasa.corpus.sources import Source, SourceRow
 from llasa.corpus.split import TRAIN, hold_out, in_words, partner_is_lost, restore, settings_of
@@ -59,10 +59,9 @@ def run(config: PreprocessConfig) -> None:
         verify_store(config)
     if config.push_to_hub is not None and finished:
         publication = config.publication
-        url = publish_store(
+        publish_store(
             location(config.store), config.push_to_hub, private=publication.private, license=publication.license
         )
-        print(f"published at {url}")
 
 
 def preprocess(config: PreprocessConfig) -> dict[str, Any] | None:
@@ -198,20 +197,12 @@ def told(root: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: the store has no rows.
     """
-    report(root, manifest)
-    if manifest["rows"] == 0:
-        raise UserError(f"no row of the corpus is usable ({summary(manifest)})", remedy=f"see {root}/rejects.jsonl")
-    return manifest
-
-
-def summary(manifest: dict[str, Any]) -> str:
-    dropped = ", ".join(f"{count} {reason}" for reason, count in manifest["dropped"].items())
-    return f"dropped: {dropped or 'none'}"
-
-
-def report(root: Path, manifest: dict[str, Any]) -> None:
-    hours = manifest["seconds"] / 3600
-    length = f"{hours:.1f} h" if hours >= 1 else f"{manifest['seconds']:.1f} s"
-    print(f"{root}: {manifest['rows']:,} rows, {length}, {manifest['codes']:,} codes; {summary(manifest)}")
+    reasons = ", ".join(f"{count} {reason}" for reason, count in manifest["dropped"].items())
+    dropped = f"dropped: {reasons or 'none'}"
+    rows, codes = manifest["rows"], manifest["codes"]
+    print(f"{root}: {rows:,} rows, {hours(manifest['seconds'])}, {codes:,} codes; {dropped}")
     if heldout := in_words(manifest.get("heldout", {})):
         print(heldout)
+    if rows == 0:
+        raise UserError(f"no row of the corpus is usable ({dropped})", remedy=f"see {root}/rejects.jsonl")
+    return manifest

@@ -106,6 +106,7 @@ def run_processes(job: Job, workers: int, on_rows: Callable[[int], object]) -> N
             processes[receiving] = process
         while processes:
             for connection in wait(list(processes)):
+                assert isinstance(connection, Connection)
                 try:
                     message = connection.recv()
                 except (EOFError, OSError):

@@ -193,6 +193,11 @@ def as_measures(values: dict[str, Any]) -> dict[str, float]:
     return measures
 
 
+def text_or(value: Any, default: str) -> str:
+    """A value as text; ``default`` where there is none. The number 0 is a name too."""
+    return default if value is None or value == "" else str(value)
+
+
 def recording(path: str, folder: Path | None) -> Path:
     """Where a recording lies that metadata name: by its address, by its absolute path, or from ``folder``.
 

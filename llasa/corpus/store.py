@@ -38,7 +38,8 @@ CLAIMS = ".claims"
 """Folder of the locks of running processes; gone when the store is complete."""
 METADATA_KEY = b"llasa"
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,14 +110,10 @@ def write_shard(
 
     ``numbers`` are those of the rows in the source, ``0 …`` where they are not told.
     """
+    fields = ("id", "text", "text_given", "speaker", "language", "seconds")
     table = pa.table(
         {
-            "id": [row.id for row in rows],
-            "text": [row.text for row in rows],
-            "text_given": [row.text_given for row in rows],
-            "speaker": [row.speaker for row in rows],
-            "language": [row.language for row in rows],
-            "seconds": [row.seconds for row in rows],
+            **{name: [getattr(row, name) for row in rows] for name in fields},
             "num_codes": [len(row.codes) for row in rows],
             "row": list(range(len(rows)) if numbers is None else numbers),
             "codes_hash": np.array([codes_hash(row.codes) for row in rows], dtype=np.uint64),
@@ -227,14 +224,12 @@ def describe_difference(key: str, old: dict[str, Any], new: dict[str, Any]) -> s
 
     if key == "source.fingerprint":
         return "the corpus (its files have changed)"
-    name = {"source": "dataset", "language": "lang", "encoding": "codec"}.get(
-        key.partition(".")[0], key.partition(".")[0]
-    )
-    rest = key.partition(".")[1] + key.partition(".")[2]
+    group, dot, rest = key.partition(".")
+    name = {"source": "dataset", "language": "lang", "encoding": "codec"}.get(group, group) + dot + rest
     before, now = value(old), value(new)
     if isinstance(before, dict | list) or isinstance(now, dict | list):
-        return f"{name}{rest}"
-    return f"{name}{rest} ({before} there, {now} now)"
+        return name
+    return f"{name} ({before} there, {now} now)"
 
 
 def read_json(path: Path) -> dict[str, Any]:

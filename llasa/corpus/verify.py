@@ -186,12 +186,10 @@ def sample_rows(census: Census, store: TokenStore, count: int, seed: int) -> lis
 
 def contrast(proofs: Sequence[Proof]) -> None:
     """How near each decoded row is to the nearest of other rows' sources. The same recording twice does not count."""
-    sounding = [proof for proof in proofs if proof.decoded and proof.source]
-    for index, proof in enumerate(sounding):
-        others = [sounding[(index + step) % len(sounding)].source for step in range(1, min(OTHERS + 1, len(sounding)))]
-        distances = [
-            mel_distance(proof.decoded, other) for other in others if not np.array_equal(other.pcm, proof.source.pcm)
-        ]
+    sounding = [(proof, proof.decoded, proof.source) for proof in proofs if proof.decoded and proof.source]
+    for index, (proof, decoded, source) in enumerate(sounding):
+        others = [sounding[(index + step) % len(sounding)][2] for step in range(1, min(OTHERS + 1, len(sounding)))]
+        distances = [mel_distance(decoded, other) for other in others if not np.array_equal(other.pcm, source.pcm)]
         proof.nearest_other = min(distances, default=None)
 
 
@@ -237,7 +235,7 @@ def describe(proof: Proof, checks: Sequence[Check]) -> dict[str, Any]:
         "seconds": proof.seconds,
         "num_codes": len(proof.codes),
         "characters_per_second": proof.characters_per_second,
-        "equal_codes": proof.equal_share,
+        "equal_codes": proof.again.share if proof.again else None,
         "mel_distance": proof.mel_distance,
         "nearest_other": proof.nearest_other,
         "envelope": proof.envelope,

@@ -8,8 +8,9 @@ than Codec2, a vocoder, so its thresholds are wide.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,7 +18,9 @@ from llasa.codec.base import CodecSpec
 from llasa.config import VerifyConfig
 from llasa.corpus.acoustics import HOP_SECONDS
 from llasa.corpus.census import Census
-from llasa.corpus.proofs import Proof
+from llasa.corpus.proofs import Proof, Sound
+
+T = TypeVar("T")
 
 MIN_ENVELOPE = 0.8
 """Correlation of the loudness over time: at least 0.93 with the own source, at most 0.72 with another."""
@@ -109,98 +112,117 @@ def encoding_check(proofs: Sequence[Proof], wanted: float) -> Check:
     of each: a single bad row is found among many good ones."""
     question = "Does encoding the corpus's row again give the same codes?"
     expected = f"{percent(wanted)} of all codes, {percent(wanted / 2)} in each row"
-    again = [proof for proof in proofs if proof.equal_share is not None]
-    if not again:
+    rows = known(proofs, lambda proof: proof.again)
+    if not rows:
         return missing("encoding", question, expected)
-    share = sum(proof.equal_codes for proof in again) / sum(proof.codes_again for proof in again)
-    worst = min(again, key=lambda proof: proof.equal_share)
-    found = f"{percent(share)} of all codes, {percent(worst.equal_share)} in {name(worst)}"
+    total = sum(again.total for _, again in rows)
+    share = sum(again.equal for _, again in rows) / total
+    worst, least = min(rows, key=lambda row: row[1].share)
+    found = f"{percent(share)} of all codes, {percent(least.share)} in {name(worst)}"
     if share == 1:
-        found = f"all {sum(proof.codes_again for proof in again):,} codes"
-    failing = [proof for proof in again if proof.equal_share < wanted / 2]
+        found = f"all {total:,} codes"
+    failing = [proof for proof, again in rows if again.share < wanted / 2]
     return Check("encoding", question, share >= wanted and not failing, found, expected, failing)
 
 
 def contrast_check(proofs: Sequence[Proof], share: float) -> Check:
     """Needs no threshold of its own: by chance, one row in the number of rows is nearest to its source."""
     question = "Is each decoded row nearer to its own source than to any other row's?"
-    compared = [proof for proof in proofs if proof.nearest_other is not None]
-    if 0 < len(compared) < FEWEST_ROWS:
+    rows = known(proofs, own_and_nearest_other)
+    if 0 < len(rows) < FEWEST_ROWS:
         return missing("contrast", question, f"{percent(share)} of the rows", "too few rows to compare")
-    own, other = median(compared, "mel_distance"), median(compared, "nearest_other")
-    rows = Rows(compared, lambda proof: proof.mel_distance < proof.nearest_other, share)
-    return rows.check("contrast", question, f"own source {own:.1f} dB away, nearest other {other:.1f} dB (medians)")
+    own, other = np.median([distances for _, distances in rows], axis=0) if rows else (0.0, 0.0)
+    found = f"own source {own:.1f} dB away, nearest other {other:.1f} dB (medians)"
+    return share_check("contrast", question, rows, lambda distances: distances[0] < distances[1], share, found)
+
+
+def own_and_nearest_other(proof: Proof) -> tuple[float, float] | None:
+    if proof.mel_distance is None or proof.nearest_other is None:
+        return None
+    return proof.mel_distance, proof.nearest_other
 
 
 def mel_check(proofs: Sequence[Proof], limit: float, share: float) -> Check:
     """The own source is 3.6 to 5.1 dB away, worthless codes are 12 to 19 dB (medians)."""
     question = "Does each decoded row sound like its source?"
-    compared = [proof for proof in proofs if proof.mel_distance is not None]
-    rows = Rows(compared, lambda proof: proof.mel_distance <= limit, share)
-    return rows.check("mel", question, spread(compared, "mel_distance", "dB"), f"mel distance of {limit:g} dB at most")
+    rows = known(proofs, lambda proof: proof.mel_distance)
+    rule = f"mel distance of {limit:g} dB at most"
+    return share_check("mel", question, rows, lambda distance: distance <= limit, share, spread(rows, "dB"), rule)
 
 
 def envelope_check(proofs: Sequence[Proof], share: float) -> Check:
     question = "Does its loudness rise and fall with the source's?"
-    compared = [proof for proof in proofs if proof.envelope is not None]
-    rows = Rows(compared, lambda proof: proof.envelope >= MIN_ENVELOPE, share)
-    return rows.check("energy", question, spread(compared, "envelope"), f"correlation of {MIN_ENVELOPE} at least")
+    rows = known(proofs, lambda proof: proof.envelope)
+    rule = f"correlation of {MIN_ENVELOPE} at least"
+    return share_check("energy", question, rows, lambda envelope: envelope >= MIN_ENVELOPE, share, spread(rows), rule)
 
 
 def delay_check(proofs: Sequence[Proof], share: float) -> Check:
     question = "Does it begin when the source does?"
-    compared = [proof for proof in proofs if proof.delay is not None]
-    usual = statistics.median_low(proof.delay for proof in compared) if compared else 0
-    rows = Rows(compared, lambda proof: abs(proof.delay - usual) <= MAX_JITTER and abs(proof.delay) <= MAX_DELAY, share)
+    rows = known(proofs, lambda proof: proof.delay)
+    usual = statistics.median_low(delay for _, delay in rows) if rows else 0
+
+    def is_well(delay: int) -> bool:
+        return abs(delay - usual) <= MAX_JITTER and abs(delay) <= MAX_DELAY
+
     milliseconds = 1000 * HOP_SECONDS
-    return rows.check(
-        "delay", question, f"median {usual * milliseconds:.0f} ms", f"within {MAX_DELAY * milliseconds:.0f} ms"
-    )
+    found, rule = f"median {usual * milliseconds:.0f} ms", f"within {MAX_DELAY * milliseconds:.0f} ms"
+    return share_check("delay", question, rows, is_well, share, found, rule)
 
 
 def level_check(proofs: Sequence[Proof], share: float) -> Check:
     question = "Is it as loud as the source?"
-    decoded = [proof for proof in proofs if proof.decoded is not None]
-    if any_source(proofs):
-        decoded = [proof for proof in decoded if proof.gain is not None] or decoded
+    decoded = known(proofs, lambda proof: (proof.decoded, proof.gain) if proof.decoded else None)
+    rows = [row for row in decoded if row[1][1] is not None] or decoded
+    gains = known(proofs, lambda proof: proof.gain)
 
-    def is_well(proof: Proof) -> bool:
-        return proof.decoded.finite and proof.decoded.level >= MIN_LEVEL_DB and abs(proof.gain or 0.0) <= MAX_GAIN_DB
+    def is_well(row: tuple[Sound, float | None]) -> bool:
+        sound, gain = row
+        return sound.finite and sound.level >= MIN_LEVEL_DB and abs(gain or 0.0) <= MAX_GAIN_DB
 
-    with_source = [proof for proof in decoded if proof.gain is not None]
-    found = spread(with_source, "gain", "dB") if with_source else "only silence and broken sound were looked for"
-    return Rows(decoded, is_well, share).check("level", question, found, f"within {MAX_GAIN_DB:g} dB")
+    found = spread(gains, "dB") if gains else "only silence and broken sound were looked for"
+    return share_check("level", question, rows, is_well, share, found, f"within {MAX_GAIN_DB:g} dB")
 
 
 def words_check(proofs: Sequence[Proof]) -> Check:
     """As for the contrast of sound: the heard words must be nearer to the row's own text than to any other's."""
     question = "Does a speech recogniser hear the row's own text in it?"
-    heard = [proof for proof in proofs if proof.text_is_nearest is not None]
+    heard = known(proofs, lambda proof: proof.text_is_nearest)
     if not heard:
         return missing("words", question, f"{percent(MIN_HEARD)} of the rows", "no recogniser was given (asr=)")
-    rows = Rows(heard, lambda proof: bool(proof.text_is_nearest), MIN_HEARD)
-    found = f"character error rate {percent(np.median([proof.decoded.cer for proof in heard]))}"
-    sources = [proof.source.cer for proof in heard if proof.source is not None and proof.source.cer is not None]
-    if sources:
-        own = sum(bool(proof.source_text_is_nearest) for proof in heard)
+    found = f"character error rate {percent(np.median(error_rates(proof.decoded for proof, _ in heard)))}"
+    if sources := error_rates(proof.source for proof, _ in heard):
+        own = sum(bool(proof.source_text_is_nearest) for proof, _ in heard)
         found += f", of the source {percent(np.median(sources))} (medians); {own} in the sources"
-    return rows.check("words", question, found)
+    return share_check("words", question, heard, bool, MIN_HEARD, found)
 
 
-class Rows:
-    """Rows of which a share must pass."""
+def error_rates(sounds: Iterable[Sound | None]) -> list[float]:
+    return [sound.cer for sound in sounds if sound is not None and sound.cer is not None]
 
-    def __init__(self, proofs: Sequence[Proof], passes: Callable[[Proof], bool], share: float) -> None:
-        self.total, self.share = len(proofs), share
-        self.failing = [proof for proof in proofs if not passes(proof)]
 
-    def check(self, slug: str, question: str, found: str, rule: str = "") -> Check:
-        expected = f"{rule}, {percent(self.share)} of the rows" if rule else f"{percent(self.share)} of the rows"
-        if not self.total:
-            return missing(slug, question, expected)
-        passing = self.total - len(self.failing)
-        found = f"{passing} of {self.total} rows; {found}"
-        return Check(slug, question, passing >= self.share * self.total, found, expected, self.failing)
+def known(proofs: Sequence[Proof], value: Callable[[Proof], T | None]) -> list[tuple[Proof, T]]:
+    """The rows of which there is such a value, each with it."""
+    return [(proof, found) for proof in proofs if (found := value(proof)) is not None]
+
+
+def share_check(
+    slug: str,
+    question: str,
+    rows: Sequence[tuple[Proof, T]],
+    passes: Callable[[T], bool],
+    share: float,
+    found: str,
+    rule: str = "",
+) -> Check:
+    """That enough of the rows pass."""
+    expected = f"{rule}, {percent(share)} of the rows" if rule else f"{percent(share)} of the rows"
+    if not rows:
+        return missing(slug, question, expected)
+    failing = [proof for proof, value in rows if not passes(value)]
+    passing = len(rows) - len(failing)
+    found = f"{passing} of {len(rows)} rows; {found}"
+    return Check(slug, question, passing >= share * len(rows), found, expected, failing)
 
 
 def missing(slug: str, question: str, expected: str, why: str = "nothing of the corpus to compare with") -> Check:
@@ -208,7 +230,7 @@ def missing(slug: str, question: str, expected: str, why: str = "nothing of the 
 
 
 def any_source(proofs: Sequence[Proof]) -> bool:
-    return any(proof.unlike or proof.equal_codes is not None for proof in proofs)
+    return any(proof.unlike or proof.again for proof in proofs)
 
 
 def name(proof: Proof) -> str:
@@ -224,14 +246,10 @@ def percent(share: float) -> str:
     return f"{np.floor(1000 * share + 1e-9) / 10:g} %"
 
 
-def median(proofs: Sequence[Proof], key: str) -> float:
-    return float(np.median([getattr(proof, key) for proof in proofs])) if proofs else 0.0
-
-
-def spread(proofs: Sequence[Proof], key: str, unit: str = "") -> str:
-    if not proofs:
+def spread(rows: Sequence[tuple[Proof, float]], unit: str = "") -> str:
+    if not rows:
         return ""
-    values = np.array([getattr(proof, key) for proof in proofs])
+    values = np.array([value for _, value in rows])
     digits = 1 if unit else 2
     return (
         f"median {np.median(values):.{digits}f}, {values.min():.{digits}f} to {values.max():.{digits}f} {unit}".strip()

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import base64
 import io
-import struct
-import zlib
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from llasa.audio import wav_bytes
 from llasa.corpus.proofs import Proof, Sound
 from llasa.pictures import spectrogram
 from llasa.provenance import write_atomically
@@ -293,16 +292,7 @@ def footer(report: dict[str, Any]) -> str:
     return "".join(f"<p>{escape(line)}</p>" for line in lines)
 
 
-# --- sound and picture files -----------------------------------------------------------------------------------------
-
-
-def wav_bytes(pcm: np.ndarray, sample_rate: int) -> bytes:
-    """int16 [samples] → a mono WAV file."""
-    import soundfile
-
-    buffer = io.BytesIO()
-    soundfile.write(buffer, pcm, sample_rate, format="WAV", subtype="PCM_16")
-    return buffer.getvalue()
+# --- pictures --------------------------------------------------------------------------------------------------------
 
 
 def spectrogram_png(pcm: np.ndarray, sample_rate: int) -> bytes:
@@ -320,19 +310,13 @@ def spectrogram_png(pcm: np.ndarray, sample_rate: int) -> bytes:
 
 def png_bytes(shades: np.ndarray) -> bytes:
     """uint8 [height, width] → an 8-bit PNG in the colours of ``PALETTE``."""
-    height, width = shades.shape
+    from PIL import Image
+
     anchors = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in PALETTE])
     at = np.linspace(0, 255, len(PALETTE))
     colours = np.stack([np.interp(np.arange(256), at, channel) for channel in anchors.T], axis=1).round()
-    lines = np.concatenate([np.zeros((height, 1), np.uint8), shades], axis=1)  # filter 0 before each line
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0))
-        + chunk(b"PLTE", colours.astype(np.uint8).tobytes())
-        + chunk(b"IDAT", zlib.compress(lines.tobytes(), 9))
-        + chunk(b"IEND", b"")
-    )
+    picture = Image.fromarray(shades)
+    picture.putpalette(colours.astype(np.uint8).tobytes())
+    content = io.BytesIO()
+    picture.save(content, "PNG", optimize=True)
+    return content.getvalue()

@@ -13,8 +13,8 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO, Self
 
 from llasa.corpus.access import listing_fingerprint, locate, unreadable
 from llasa.corpus.sources import (
@@ -28,7 +28,7 @@ from llasa.corpus.sources import (
     require_limit,
 )
 from llasa.errors import RejectedRow, UserError, first_line
-from llasa.paths import is_local
+from llasa.paths import file_system
 
 AUDIO_SUFFIXES = (".mp3", ".wav", ".flac", ".ogg", ".opus", ".m4a")
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -154,12 +154,20 @@ class _Member(tarfile.TarInfo):
     """Remembers why the last header could not be read: `tarfile` takes any but the first for the end of the archive."""
 
     @classmethod
-    def fromtarfile(cls, archive: Any) -> tarfile.TarInfo:
+    def fromtarfile(cls, archive: Any) -> Self:
         try:
             return super().fromtarfile(archive)
         except tarfile.HeaderError as error:
             archive.ended_by = error
             raise
+
+
+class _Archive(tarfile.TarFile):
+    """Of such members; ``ended_by`` is what the last header lacked."""
+
+    tarinfo = _Member
+    members: list[tarfile.TarInfo]
+    ended_by: tarfile.HeaderError | None = None
 
 
 def read_samples(stream: BinaryIO) -> Iterator[Sample]:
@@ -169,9 +177,9 @@ def read_samples(stream: BinaryIO) -> Iterator[Sample]:
         DamagedTar: the archive ends before its end mark, or is none. Whole samples before that were handed out.
     """
     sample: Sample | None = None
+    why: Exception | None = None
     try:
-        with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Member, bufsize=BUFFER_BYTES) as archive:
-            archive.ended_by = None
+        with _Archive.open(fileobj=stream, mode="r|*", bufsize=BUFFER_BYTES) as archive:
             while (member := archive.next()) is not None:
                 archive.members.clear()  # or the list grows with the archive
                 path = PurePosixPath(member.name)
@@ -187,20 +195,14 @@ def read_samples(stream: BinaryIO) -> Iterator[Sample]:
                 if member.size > MAX_MEMBER_BYTES:
                     sample.too_large = member.size
                     continue
-                setattr(sample, field, archive.extractfile(member).read())
-            why = None if isinstance(archive.ended_by, tarfile.EOFHeaderError) else archive.ended_by
+                content = archive.extractfile(member)
+                assert content is not None, "it is a regular file"
+                setattr(sample, field, content.read())
+            if not isinstance(archive.ended_by, tarfile.EOFHeaderError):  # type: ignore[attr-defined]  # typeshed has none
+                why = archive.ended_by
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
         why = error
     if sample is not None and (why is None or None not in (sample.json, sample.audio)):
         yield sample
     if why is not None:
         raise DamagedTar(first_line(why)) from why
-
-
-def file_system(place: Path) -> tuple[Any, str]:
-    """fsspec's file system of a place, and the place's name there."""
-    import fsspec
-
-    if is_local(place):
-        return fsspec.filesystem("file"), str(place.absolute())
-    return place.fs, place.path

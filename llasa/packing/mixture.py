@@ -95,7 +95,7 @@ class Mixture:
         lengths: np.ndarray,
         *,
         seed: int,
-        bounds: Sequence[int] | None = None,
+        bounds: Sequence[int] | np.ndarray | None = None,
         names: Sequence[str] = ("",),
         shares: Mapping[str, float] | None = None,
     ) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from llasa.text.language import Language
+from llasa.text.language import Language, any_of
 
 _CLOSING = "\"')]"
 
@@ -36,7 +36,7 @@ def with_capitals(table: Mapping[str, str]) -> dict[str, str]:
 
 def abbreviation_pattern(language: Language) -> str:
     keys = sorted(abbreviation_table(language), key=len, reverse=True)
-    return rf"(?<![\w.])(?:{'|'.join(map(_pattern, keys))})" if keys else "(?!)"
+    return rf"(?<![\w.])(?:{'|'.join(map(_pattern, keys)) or '(?!)'})"
 
 
 def read_abbreviations(language: Language) -> Callable[[str], str]:
@@ -44,10 +44,7 @@ def read_abbreviations(language: Language) -> Callable[[str], str]:
     closing = {key.replace(" ", "").lower() for key in language.closing_abbreviations}
     anywhere = re.compile(abbreviation_pattern(language))
     numbers = with_capitals(language.number_abbreviations)
-    numbered = sorted(numbers, key=len, reverse=True)
-    before_digit = re.compile(
-        rf"(?<![\w.])(?P<key>{'|'.join(map(re.escape, numbered)) or '(?!)'}) ?(?=\d|[IVXL]{{2,}}(?!\w))"
-    )
+    before_digit = re.compile(rf"(?<![\w.])(?P<key>{any_of(numbers)}) ?(?=\d|[IVXL]{{2,}}(?!\w))")
 
     def say(match: re.Match[str]) -> str:
         key = match[0].replace(" ", "")

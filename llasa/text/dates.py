@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from llasa.text.language import Language
-from llasa.text.numbers import cardinal, ordinal, say_digits
+from llasa.text.language import Language, any_of
+from llasa.text.numbers import cardinal, ordinal, say_digits, say_year
 
 
 def previous_word(match: re.Match[str]) -> str:
@@ -20,33 +20,24 @@ def previous_word(match: re.Match[str]) -> str:
     return words[-1].lower() if words else ""
 
 
-def say_year(number: int, language: Language) -> str:
-    return language.year(number) if language.year else cardinal(number, language)
-
-
 def read_dates(language: Language) -> Callable[[str], str]:
     iso = re.compile(r"(?<![\w.,/-])(?P<year>\d{4})-(?P<second>\d\d)-(?P<first>\d\d)(?![\w-]|[.,/]\d)", re.ASCII)
     numeric = re.compile(
         r"(?<![\w.,/:-])(?P<first>\d{1,2})(?P<mark>[./-])(?P<second>\d{1,2})(?P=mark)(?P<year>\d{4}|\d\d)(?![\w-]|[.,/:]\d)",
         re.ASCII,
     )
-    numbers = {month.lower(): index for index, month in enumerate(language.months, 1)}
     short = {name.lower(): index for name, index in language.month_abbreviations.items()}
-    names = "|".join(sorted(map(re.escape, language.months), key=len, reverse=True))
-    short_names = "|".join(sorted(map(re.escape, language.month_abbreviations), key=len, reverse=True))
-    if short_names:
-        names += rf"|(?:{short_names})(?:\.|(?!\w))"
+    names = rf"{any_of(language.months)}|(?:{any_of(language.month_abbreviations)})(?:\.|(?!\w))"
     case = re.IGNORECASE if language.months[0].islower() else re.NOFLAG  # "may 5 people" is no date
-    ordinal_marks = "|".join(map(re.escape, language.ordinal_marks))
-    marks = "|".join(re.escape(mark) for mark in sorted({*language.ordinal_marks, "."}, key=len, reverse=True))
+    marks = any_of({*language.ordinal_marks, "."})
     day_month = re.compile(
-        rf"(?<![\w,:/-])(?<!\d\.)(?:(?P<from>\d{{1,2}})(?P<to>-| ?- ?))?(?P<day>\d{{1,2}})(?P<mark>{marks})? "
+        rf"(?<![\w,:/-])(?<!\d\.)(?:(?P<from>\d{{1,2}}) ?- ?)?(?P<day>\d{{1,2}})(?P<mark>{marks})? "
         rf"(?P<of>de |of )?(?P<month>{names})(?!\w)"
         rf"(?:(?P<link>,? (?:de |del )?)(?P<year>[12]\d{{3}})(?![\w%-]|[.,:/]\d))?",
         case,
     )
     month_day = re.compile(
-        rf"(?<!\w)(?P<month>{names})(?!\w) (?P<day>\d{{1,2}})(?:{ordinal_marks})?(?![\w%-]|[.,:/]\d)"
+        rf"(?<!\w)(?P<month>{names})(?!\w) (?P<day>\d{{1,2}})(?:{any_of(language.ordinal_marks)})?(?![\w%-]|[.,:/]\d)"
         rf"(?:,? (?P<year>[12]\d{{3}})(?![\w%-]|[.,:/]\d))?",
         case,
     )
@@ -72,9 +63,7 @@ def read_dates(language: Language) -> Callable[[str], str]:
 
     def month_name(written: str) -> str:
         name = written.lower().rstrip(".")
-        if name in numbers:
-            return written
-        return language.months[short[name] - 1]
+        return language.months[short[name] - 1] if name in short else written
 
     def say_day_month(match: re.Match[str]) -> str:
         if not 1 <= int(match["day"]) <= 31:
@@ -109,8 +98,7 @@ def read_years(language: Language) -> Callable[[str], str]:
     """Four digits where they are a year; after money and units, which "in 1500 m" is."""
     if language.year is None:
         return lambda text: text
-    months = (*language.months, *language.month_abbreviations)
-    contexts = "|".join(sorted(map(re.escape, (*language.year_after, *months)), key=len, reverse=True))
+    contexts = any_of([*language.year_after, *language.months, *language.month_abbreviations])
     year = re.compile(
         rf"(?P<before>(?<!\w)(?:{contexts})[,.]? \(?|\()(?P<year>1\d{{3}}|20\d\d)(?![\w%-]|[.,:/]\d)", re.IGNORECASE
     )

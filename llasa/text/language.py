@@ -6,7 +6,7 @@ A new language is one new file in ``languages/`` with ``LANGUAGE = Language(...)
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -62,6 +62,11 @@ def numbered(names: str) -> dict[str, int]:
     return {name: index for index, name in enumerate(names.split(), 1) if name != "-"}
 
 
+def any_of(names: Iterable[str]) -> str:
+    """A regular expression of any of them, the longest first, or "p" would hide "pp". None match nothing."""
+    return "|".join(map(re.escape, sorted(names, key=len, reverse=True))) or "(?!)"
+
+
 def words(table: str) -> dict[str, str]:
     """Read rows of ``short, short | long``; the long form may be empty."""
     return {short: fields[0] for short, fields in _rows(table)}
@@ -88,7 +93,6 @@ def plural_from_two(number: int, is_decimal: bool) -> str:
 class Language:
     """How one language writes and says what is not plain words."""
 
-    code: str
     alphabet: str
     """The lower-case letters a transcript may hold, those of common loanwords and names included."""
     characters_per_second: tuple[float, float]

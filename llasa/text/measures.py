@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from llasa.text.dates import previous_word
 from llasa.text.language import Currency, Language, Noun
-from llasa.text.numbers import apply_fixes, cardinal, number_pattern, say_number, say_range, spaced, split_number
+from llasa.text.numbers import (
+    apply_fixes,
+    cardinal,
+    kept_period,
+    number_pattern,
+    say_number,
+    say_range,
+    spaced,
+    split_number,
+)
 
 _SIGN = r"(?P<sign>(?<![^\s(\[\"'])[-+])?"
 _START = r"(?=[-+\d])(?<![\w%])(?<!\d[.,:/-])"
@@ -46,10 +55,10 @@ def money(number: str, scale: str, currency: Currency, language: Language) -> st
     return f"{whole_words} {cardinal(cents, language)}"
 
 
-def _alternatives(names: object) -> str:
+def _alternatives(names: Iterable[str]) -> str:
     """Longest first; a name that begins or ends with a letter must not run on into a word."""
     escaped = []
-    for name in sorted(names, key=len, reverse=True):  # type: ignore[call-overload]
+    for name in sorted(names, key=len, reverse=True):
         end = r"(?![\w'])" if name[-1].isalnum() else ""
         escaped.append(("(?<![^\\W\\d_])" if name[0].isalpha() else "") + re.escape(name) + end)
     return "|".join(escaped)
@@ -80,9 +89,7 @@ def read_measures(language: Language) -> Callable[[str], str]:
             words = f"{language.plus if sign == '+' else language.minus} {words}"
         if unit := match.groupdict().get("per"):
             words = f"{words} {language.per} {units[unit].one}"
-        if match[0].endswith(".") and not match.string[match.end() :][:4].strip("\"')]"):
-            words += "."  # of "3 Std." at the end of the text
-        return spaced(match, words)
+        return spaced(match, words + kept_period(match))
 
     def say_money(match: re.Match[str]) -> str:
         currency = language.currencies[match["symbol"]]

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from functools import lru_cache
 
-from llasa.text.language import Fixes, Language
+from llasa.text.language import Fixes, Language, any_of
 
 _MAX_PLAIN_DIGITS = 9
 """Longer digit strings are telephone, account or article numbers: nobody reads them as billions."""
@@ -56,6 +56,10 @@ def _num2words(number: int, code: str, kind: str) -> str:
 def year_in_hundreds(number: int, code: str) -> str:
     """English and German: 1998 as "nineteen ninety-eight"."""
     return _num2words(number, code, "year")
+
+
+def say_year(number: int, language: Language) -> str:
+    return language.year(number) if language.year else cardinal(number, language)
 
 
 def roman_value(numeral: str) -> int:
@@ -130,6 +134,12 @@ def spaced(match: re.Match[str], words: str) -> str:
     return words
 
 
+def kept_period(match: re.Match[str]) -> str:
+    """The period of an abbreviation, where it ends the text as well: "3 Std."."""
+    ends_text = not match.string[match.end() :][:4].strip("\"')]")
+    return "." if match[0].endswith(".") and ends_text else ""
+
+
 def read_numbers(language: Language) -> Callable[[str], str]:
     """The pass that leaves no digit: fractions, phone numbers, ordinals, ranges, scores, then every run of digits."""
     # A space only belongs to a run where it groups, and "2024 100" has no group of three before it.
@@ -153,8 +163,8 @@ def read_numbers(language: Language) -> Callable[[str], str]:
     )
     between = re.compile(rf"{ALONE}(?P<first>[1-9]\d{{0,3}})-(?P<last>[1-9]\d{{0,3}})(?![\w-]|[.,/:]\d)", re.ASCII)
     score = re.compile(rf"{ALONE}(?P<first>\d{{1,3}}):(?P<last>\d{{1,3}})(?![\w:]|[.,/-]\d)", re.ASCII)
-    marks = "|".join(re.escape(mark) for mark in sorted(language.ordinal_marks, key=len, reverse=True))
-    marked = re.compile(rf"(?<![\w,:/-])(?<!\d\.)(?P<number>\d{{1,4}})(?P<mark>{marks})(?![\w°])") if marks else None
+    marks = any_of(language.ordinal_marks)
+    marked = re.compile(rf"(?<![\w,:/-])(?<!\d\.)(?P<number>\d{{1,4}})(?P<mark>{marks})(?![\w°])")
     bare_fraction = re.compile(r"(?<![^\s(\[\"'+$€£-])\.(?=\d)", re.ASCII)
     genders = [(re.compile(pattern), gender) for pattern, gender in language.noun_endings]
 
@@ -164,29 +174,21 @@ def read_numbers(language: Language) -> Callable[[str], str]:
         alone, after_whole = language.fractions[match["part"]]
         return after_whole.format(cardinal(int(match["whole"]), language)) if match["whole"] else alone
 
-    def say_phone(match: re.Match[str]) -> str:
-        words = say_digits(match[0], language)
-        return f"{language.plus} {words}" if match[0].startswith("+") else words
-
-    def say_named_phone(match: re.Match[str]) -> str:
-        plus = f"{language.plus} " if match["number"].startswith("+") else ""
-        return f"{match['before']}{plus}{say_digits(match['number'], language)}"
+    def say_phone(number: str) -> str:
+        plus = f"{language.plus} " if number.startswith("+") else ""
+        return plus + say_digits(number, language)
 
     def say_between(match: re.Match[str]) -> str:
         first, last = int(match["first"]), int(match["last"])
         if 1100 <= first < 2100 and len(match["last"]) == 2 and last > first % 100:  # "2020-21"
-            return say_range(
-                language.year(first) if language.year else cardinal(first, language), cardinal(last, language), language
-            )
+            return say_range(say_year(first, language), cardinal(last, language), language)
         if first >= last:
             return match[0]
-        year = language.year if first >= 1100 and last < 2100 else None
-        words = [year(end) if year else cardinal(end, language) for end in (first, last)]
-        return say_range(*words, language)
+        say: Callable[[int, Language], str] = say_year if first >= 1100 and last < 2100 else cardinal
+        return say_range(say(first, language), say(last, language), language)
 
     def say_score(match: re.Match[str]) -> str:
-        words = [cardinal(int(match["first"]), language), cardinal(int(match["last"]), language)]
-        return f" {language.score_word} ".join(words) if language.score_word else match[0]
+        return f" {language.score_word} ".join(cardinal(int(match[end]), language) for end in ("first", "last"))
 
     def say_ordinal(match: re.Match[str]) -> str:
         return spaced(match, ordinal(int(match["number"]), language, language.ordinal_marks[match["mark"]]))
@@ -214,10 +216,9 @@ def read_numbers(language: Language) -> Callable[[str], str]:
     def read(text: str) -> str:
         if "/" in text:
             text = fraction.sub(say_fraction, text)
-        text = named_phone.sub(say_named_phone, text)
-        text = phone.sub(say_phone, text)
-        if marked:
-            text = marked.sub(say_ordinal, text)
+        text = named_phone.sub(lambda match: match["before"] + say_phone(match["number"]), text)
+        text = phone.sub(lambda match: say_phone(match[0]), text)
+        text = marked.sub(say_ordinal, text)
         text = between.sub(say_between, text)
         if language.score_word:
             text = score.sub(say_score, text)

@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Callable
 
-from llasa.text.language import Language
+from llasa.text.language import Language, any_of
 
 _FOREIGN_DIGIT = re.compile(r"[^\D0-9]")
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
@@ -40,8 +40,7 @@ def _plain_fraction(match: re.Match[str]) -> str:
 
 def read_signs_of_numbers(language: Language) -> Callable[[str], str]:
     before = language.symbols_before_number
-    known = "|".join(map(re.escape, sorted(before, key=len, reverse=True))) or "(?!)"
-    signs = re.compile(rf"({known}) ?(?=[\d€$£])")
+    signs = re.compile(rf"({any_of(before)}) ?(?=[\d€$£])")
     times = re.compile(r"(?<=\d) ?[x×*·] ?(?=\d)")
     often = re.compile(r"(?<=\d)[x×](?!\w)")
 
@@ -82,7 +81,7 @@ def read_addresses(language: Language) -> Callable[[str], str]:
 
 def read_symbols(language: Language) -> Callable[[str], str]:
     table = symbol_table(language)
-    pattern = re.compile("|".join(map(re.escape, sorted(table, key=len, reverse=True))))
+    pattern = re.compile(any_of(table))
     return lambda text: pattern.sub(lambda match: f" {table[match[0]]} ", text)
 
 

@@ -100,7 +100,9 @@ class PromptBuilder:
 
     def prompt(self, text: str, codes: np.ndarray | None = None, speaker: str = "") -> np.ndarray:
         """Ids from the beginning of text to SPEECH_GENERATION_START and the ``codes`` of a voice, int64 [n]."""
-        return self._prompt(self.text_ids([self.tagged(text, speaker)])[0], codes)
+        text_ids = self.text_ids([self.tagged(text, speaker)])[0]
+        speech = [] if codes is None else [self.vocabulary.codes_to_ids(codes)]
+        return np.concatenate([self._before, text_ids, self._after, *speech])
 
     def example(self, text: str, codes: np.ndarray, speaker: str = "") -> Example:
         """A training example: the prompt, the codes and SPEECH_GENERATION_END.
@@ -118,7 +120,3 @@ class PromptBuilder:
             texts = [self.tagged(text, speaker) for text, speaker in zip(texts, speakers, strict=True)]
         text_lengths = np.fromiter((len(ids) for ids in self.text_ids(texts)), np.int64, len(texts))
         return text_lengths + np.asarray(num_codes, dtype=np.int64) + self.overhead
-
-    def _prompt(self, text_ids: np.ndarray, codes: np.ndarray | None) -> np.ndarray:
-        speech = [] if codes is None else [self.vocabulary.codes_to_ids(codes)]
-        return np.concatenate([self._before, text_ids, self._after, *speech])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.codec.tiny_xcodec2 import PROJECTION_GAIN
+from tests.codec.tiny_xcodec2 import spread_codes
 
 
 def save_deep_xcodec2(folder: str | Path, seed: int = 0) -> Path:
@@ -20,8 +20,6 @@ def save_deep_xcodec2(folder: str | Path, seed: int = 0) -> Path:
     """
     import torch
     from transformers import Wav2Vec2BertConfig, Xcodec2Config, Xcodec2Model
-
-    from llasa.codec.features import KaldiFilterBank
 
     config = Xcodec2Config(
         hidden_size=64,
@@ -58,16 +56,6 @@ def save_deep_xcodec2(folder: str | Path, seed: int = 0) -> Path:
                 gain = 0.25 if "res_unit" in name or "ffn" in name or "linear_" in name else 1.0
                 parameter.normal_(std=gain * parameter[0].numel() ** -0.5)
         noise = torch.randn(4, 100 * config.hop_length) * torch.rand(4, 100).repeat_interleave(config.hop_length, 1)
-
-    values = []
-    hook = model.quantizer.project_in.register_forward_hook(lambda module, args, output: values.append(output))
-    with torch.inference_mode():
-        margin = config.hop_length // 2
-        features = KaldiFilterBank()(torch.nn.functional.pad(0.3 * noise, (margin, margin)))
-        model.encode(0.3 * noise[:, None], input_features=features)
-    hook.remove()
-    scale = PROJECTION_GAIN / values[0].flatten(0, 1).std(dim=0)
-    model.quantizer.project_in.weight.mul_(scale[:, None])
-    model.quantizer.project_in.bias.sub_(values[0].flatten(0, 1).mean(dim=0)).mul_(scale)
+    spread_codes(model, 0.3 * noise)
     model.save_pretrained(folder)
     return Path(folder)

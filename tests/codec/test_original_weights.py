@@ -17,6 +17,7 @@ from llasa.codec.original_names import fold_weight_norm, native_weights, rotary_
 from llasa.codec.original_weights import is_original, load_original
 from llasa.codec.xcodec2 import load_model
 from llasa.errors import UserError
+from tests.codec.tiny_xcodec2 import spread_codes
 
 HIDDEN, SEMANTIC = 128, 64
 PACKAGE_CONFIG = {
@@ -59,23 +60,21 @@ def model():
             parameter.add_(torch.randn_like(parameter), alpha=0.2)
         elif "q_proj" in name or "k_proj" in name:
             parameter.mul_(8)  # attention that prefers some frames: a wrong order of rows shows
-    with_values = []
-    hook = model.quantizer.project_in.register_forward_hook(lambda module, args, output: with_values.append(output))
-    codes_and_waveform(model)
-    hook.remove()
-    values = with_values[0].flatten(0, 1)
-    model.quantizer.project_in.weight.div_(values.std(dim=0)[:, None])
-    model.quantizer.project_in.bias.sub_(values.mean(dim=0)).div_(values.std(dim=0))
+    spread_codes(model, noise())
     return model
+
+
+def noise() -> torch.Tensor:
+    """Of changing loudness, float32 [1, 60 frames]."""
+    generator = torch.Generator().manual_seed(1)
+    hiss = torch.randn(1, 60 * 320, generator=generator)
+    return 0.3 * hiss * torch.rand(60, generator=generator).repeat_interleave(320)
 
 
 @torch.inference_mode()
 def codes_and_waveform(model: Xcodec2Model) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    noise = torch.randn(1, 1, 60 * 320, generator=generator)
-    waveform = 0.3 * noise * torch.rand(60, generator=generator).repeat_interleave(320)
-    features = KaldiFilterBank()(torch.nn.functional.pad(waveform[0], (160, 160)))
-    codes = model.encode(waveform, input_features=features).audio_codes
+    features = KaldiFilterBank()(torch.nn.functional.pad(noise(), (160, 160)))
+    codes = model.encode(noise()[:, None], input_features=features).audio_codes
     return codes, model.decode(codes).audio_values
 
 

@@ -6,6 +6,11 @@ It is no codec for listening (its weights are random), but its codes depend on t
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import Xcodec2Model
 
 PROJECTION_GAIN = 1.0
 """Standard deviation, over a noisy clip, of the values that the quantizer rounds (before its two tanh)."""
@@ -20,8 +25,6 @@ def save_tiny_xcodec2(folder: str | Path, seed: int = 0) -> Path:
     """
     import torch
     from transformers import Wav2Vec2BertConfig, Xcodec2Config, Xcodec2Model
-
-    from llasa.codec.features import KaldiFilterBank
 
     hidden_size = 64  # the decoder's 32 group norms want two channels each, or a single frame has no variance
     config = Xcodec2Config(
@@ -48,18 +51,26 @@ def save_tiny_xcodec2(folder: str | Path, seed: int = 0) -> Path:
         torch.manual_seed(seed)
         model = Xcodec2Model(config).eval()
         noise = torch.randn(4, 100 * config.hop_length) * torch.rand(4, 100).repeat_interleave(config.hop_length, 1)
+    spread_codes(model, 0.3 * noise)
+    model.save_pretrained(folder)
+    return Path(folder)
 
+
+def spread_codes(model: Xcodec2Model, waveforms: torch.Tensor) -> None:
+    """Rescale the quantizer's input projection for float32 [batch, samples] of whole frames."""
+    import torch
+
+    from llasa.codec.features import KaldiFilterBank
+
+    projection, margin = model.quantizer.project_in, model.config.hop_length // 2
+    inputs = []
+    hook = projection.register_forward_hook(lambda module, args, output: inputs.append(output))
     with torch.inference_mode():
-        inputs = []
-        hook = model.quantizer.project_in.register_forward_hook(lambda module, args, output: inputs.append(output))
-        margin = config.hop_length // 2
-        features = KaldiFilterBank()(torch.nn.functional.pad(0.3 * noise, (margin, margin)))
-        model.encode(0.3 * noise[:, None], input_features=features)
-        hook.remove()
+        features = KaldiFilterBank()(torch.nn.functional.pad(waveforms, (margin, margin)))
+        model.encode(waveforms[:, None], input_features=features)
+    hook.remove()
     values = inputs[0].flatten(0, 1)  # [frames, 8]
     with torch.no_grad():
         scale = PROJECTION_GAIN / values.std(dim=0)
-        model.quantizer.project_in.weight.mul_(scale[:, None])
-        model.quantizer.project_in.bias.sub_(values.mean(dim=0)).mul_(scale)
-    model.save_pretrained(folder)
-    return Path(folder)
+        projection.weight.mul_(scale[:, None])
+        projection.bias.sub_(values.mean(dim=0)).mul_(scale)

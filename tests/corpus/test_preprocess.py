@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 from llasa.audio import read_audio
@@ -31,6 +30,7 @@ from tests.corpus.recordings import (
     write_hub_corpus,
     write_parquet_corpus,
 )
+from tests.corpus.stores import contents, stored_rows
 
 ROOT = Path(__file__).parents[2]
 ANY_RATE = "filters.characters_per_second=null"
@@ -55,18 +55,10 @@ def run(cwd: Path, *arguments: str) -> tuple[int, str, str]:
     return process.returncode, output, errors
 
 
-def contents(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
-
-
 def identities(root: Path) -> dict[str, tuple[int, int]]:
     """Inode and time of change of every file: a file that was written again has another."""
     files = {str(path.relative_to(root)): path.stat() for path in root.rglob("*") if path.is_file()}
     return {name: (status.st_ino, status.st_mtime_ns) for name, status in files.items()}
-
-
-def stored_rows(root: Path, split: str = "train") -> list[dict]:
-    return [row for file in sorted((root / split).glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
 
 
 def rejects(root: Path) -> list[dict]:
@@ -253,9 +245,8 @@ def test_a_store_tells_its_precision_and_how_far_it_is_from_exact(tmp_path):
     checkpoint = save_tiny_xcodec2(tmp_path / "xcodec2")
 
     def make(precision: str, store: str) -> dict:
-        options = ["dataset=folder", f"dataset.path={corpus}", "lang=it", ANY_RATE, f"store={tmp_path / store}"]
         codec = [f"codec.checkpoint={checkpoint}", "codec.device=cpu", f"codec.precision={precision}"]
-        return preprocess(compose_config("preprocess", [*options, "codec=xcodec2", *codec]))
+        return make_store(corpus, tmp_path / store, "codec=xcodec2", *codec)
 
     coarse, exact = make("bf16", "coarse"), make("fp32", "exact")
     assert exact["provenance"]["encoding"] == {"precision": "fp32"}

@@ -22,6 +22,7 @@ from llasa.corpus.store import TokenStore, plan_shards
 from llasa.entry import compose_config
 from llasa.errors import UserError
 from tests.corpus.recordings import speech_like, write_audio, write_folder_corpus
+from tests.corpus.stores import contents
 
 ROOT = Path(__file__).parents[2]
 ROWS, SHARD_ROWS = 60, 3
@@ -57,10 +58,6 @@ def expected(corpus, tmp_path_factory) -> dict[str, bytes]:
     return contents(store)
 
 
-def contents(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
-
-
 def start(corpus: Path, store: Path, *more: str) -> subprocess.Popen:
     command = [sys.executable, str(ROOT / "preprocess.py"), *overrides(corpus, store), *more]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -89,6 +86,14 @@ def children(pid: int) -> list[int]:
     """Process ids of what it started with `multiprocessing`."""
     ids = [int(entry) for entry in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return [child for child in ids if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]
+
+
+def start_two_workers(corpus: Path, store: Path) -> tuple[subprocess.Popen, list[int]]:
+    """The command and its workers' process ids, when the first shard is there."""
+    process = start(corpus, store, "runner.workers=2")
+    workers = wait_for(lambda: len(found := children(process.pid)) == 2 and found, process)
+    wait_for(lambda: list(store.glob("train/?????.parquet")), process)
+    return process, workers
 
 
 # --- sudden ends -----------------------------------------------------------------------------------------------------
@@ -121,9 +126,7 @@ def test_random_kills_change_no_byte(corpus, expected, tmp_path):
 
 def test_a_worker_that_dies_leaves_its_shards_to_the_others(corpus, expected, tmp_path):
     store = tmp_path / "store"
-    process = start(corpus, store, "runner.workers=2")
-    first, _ = wait_for(lambda: len(found := children(process.pid)) == 2 and found, process)
-    wait_for(lambda: list(store.glob("train/?????.parquet")), process)
+    process, (first, _) = start_two_workers(corpus, store)
     os.kill(first, signal.SIGKILL)
     output = finish(process)
     assert "worker 0 ended with status -9; the others made its shards" in output
@@ -132,9 +135,7 @@ def test_a_worker_that_dies_leaves_its_shards_to_the_others(corpus, expected, tm
 
 def test_a_run_whose_workers_all_died_says_so_and_can_go_on(corpus, expected, tmp_path):
     store = tmp_path / "store"
-    process = start(corpus, store, "runner.workers=2")
-    both = wait_for(lambda: len(found := children(process.pid)) == 2 and found, process)
-    wait_for(lambda: list(store.glob("train/?????.parquet")), process)
+    process, both = start_two_workers(corpus, store)
     for pid in both:
         os.kill(pid, signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
@@ -148,9 +149,7 @@ def test_a_run_whose_workers_all_died_says_so_and_can_go_on(corpus, expected, tm
 
 def test_interrupted_workers_end_with_their_parent(corpus, expected, tmp_path):
     store = tmp_path / "store"
-    process = start(corpus, store, "runner.workers=2")
-    both = wait_for(lambda: len(found := children(process.pid)) == 2 and found, process)
-    wait_for(lambda: list(store.glob("train/?????.parquet")), process)
+    process, both = start_two_workers(corpus, store)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors.splitlines()[-1]) == (130, "interrupted")

@@ -28,6 +28,8 @@ from llasa.corpus.store import TokenStore, plan_shards, schema, write_manifest, 
 from llasa.errors import UserError
 from llasa.types import EncodedUtterance
 from tests.conftest import write_toy_store
+from tests.corpus.recordings import write_folder_corpus
+from tests.corpus.stores import contents
 from tests.model.tiny import CODEC, random_codes
 
 ROOT = Path(__file__).parents[2]
@@ -60,11 +62,6 @@ def write_store(root: Path, counts: dict[str, int], empty: tuple[str, ...] = (),
         write_shard(root, shard, CODEC, [] if no_rows else rows, dropped if no_rows else [])
     write_manifest(root, shards, plan, {"commit": "abc"})
     return root
-
-
-def contents(root: Path) -> dict[str, bytes]:
-    files = (path for path in sorted(root.rglob("*")) if path.is_file())
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in files if ".cache" not in path.parts}
 
 
 # --- a hub -----------------------------------------------------------------------------------------------------------
@@ -346,6 +343,16 @@ def test_a_store_is_published_and_comes_back(hub, tmp_path):
         assert mine == theirs.rows(split).with_format(None).to_list()
         assert [{key: value for key, value in row.items() if key != "text_given"} for row in given] == mine
         assert [row["id"] for row in given] == [f"{split}-{i}" for i in range(counts[split]) if not 4 <= i < 8]
+
+
+def test_preprocess_publishes_the_store_it_made_and_says_so_once(hub, tmp_path):
+    corpus = write_folder_corpus(tmp_path / "corpus", 3, seed=0)
+    options = ["dataset=folder", f"dataset.path={corpus}", "lang=it", "codec=codec2", f"store={tmp_path}/store",
+               f"push_to_hub={NAME}", "filters.characters_per_second=null"]  # fmt: skip
+    program = f"import llasa.corpus.run as r, llasa.entry as e; r.run(e.compose_config('preprocess', {options}))"
+    output, _ = run(hub, tmp_path, program)
+    assert [line for line in output if hub.url in line] == [f"published: {hub.url}/datasets/{NAME}"]
+    assert contents(tmp_path / "store").items() <= hub.files[NAME].items()
 
 
 def test_publishing_again_sends_what_changed(hub, tmp_path):

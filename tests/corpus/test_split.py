@@ -20,6 +20,7 @@ from llasa.errors import UserError
 from llasa.training.data import Stores
 from llasa.types import EncodedUtterance
 from tests.corpus.recordings import speech_like, write_audio
+from tests.corpus.stores import contents
 from tests.model.tiny import CODEC, random_codes
 
 
@@ -61,10 +62,6 @@ def ids(store: TokenStore, name: str) -> list[str]:
 
 def speakers_of(store: TokenStore, name: str) -> set[str]:
     return set(store.rows(name)["speaker"])
-
-
-def contents(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
 MANY = [f"speaker-{i % 97}" for i in range(1000)]
@@ -277,22 +274,26 @@ def test_a_second_run_does_nothing(corpus, whole, tmp_path, capsys):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*")} == before
 
 
+def break_off(monkeypatch, writes, config):
+    """A run that ends after so many written files."""
+    real, left = split.write_table, iter(range(writes))
+
+    def write_or_die(*arguments):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(split, "write_table", write_or_die)
+    with pytest.raises(KeyboardInterrupt):
+        preprocess(config)
+    monkeypatch.undo()
+
+
 @pytest.mark.parametrize("writes", range(1, 8))
 def test_a_cut_that_is_broken_off_goes_on_to_the_same_bytes(corpus, whole, tmp_path, monkeypatch, writes):
     """After any number of written files. Fails when a shard of train is written before the rows it gives away."""
-    real, count = split.write_table, [0]
-
-    def write_then_die(*arguments):
-        if count[0] == writes:
-            raise KeyboardInterrupt
-        count[0] += 1
-        return real(*arguments)
-
-    monkeypatch.setattr(split, "write_table", write_then_die)
-    with pytest.raises(KeyboardInterrupt):
-        preprocess(config(corpus, tmp_path / "store"))
+    break_off(monkeypatch, writes, config(corpus, tmp_path / "store"))
     assert not (tmp_path / "store/manifest.json").exists()
-    monkeypatch.undo()
     preprocess(config(corpus, tmp_path / "store"))
     assert contents(tmp_path / "store") == whole
 
@@ -303,18 +304,7 @@ def test_a_cut_anew_that_is_broken_off_loses_no_row(corpus, whole, tmp_path, mon
     other = ["split.seed=4", "split.again=true"]
     preprocess(config(corpus, tmp_path / "straight", "split.seed=4"))
     fill(tmp_path / "store", whole)
-    real, count = split.write_table, [0]
-
-    def write_then_die(*arguments):
-        if count[0] == writes:
-            raise KeyboardInterrupt
-        count[0] += 1
-        return real(*arguments)
-
-    monkeypatch.setattr(split, "write_table", write_then_die)
-    with pytest.raises(KeyboardInterrupt):
-        preprocess(config(corpus, tmp_path / "store", *other))
-    monkeypatch.undo()
+    break_off(monkeypatch, writes, config(corpus, tmp_path / "store", *other))
     preprocess(config(corpus, tmp_path / "store", *other))
     assert contents(tmp_path / "store") == contents(tmp_path / "straight") != whole
 

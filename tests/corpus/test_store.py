@@ -27,6 +27,7 @@ from llasa.corpus.store import (
 )
 from llasa.errors import UserError
 from llasa.types import EncodedUtterance
+from tests.corpus.stores import contents
 
 SMALL = CodecSpec(
     name="small", fingerprint="s", sample_rate=8000, tokens_per_second=50.0, codebook_size=100, code_ranges=((0, 100),)
@@ -72,10 +73,6 @@ def write_store(root: Path, spec: CodecSpec = SMALL, counts: dict[str, int] | No
             write_shard(root, shard, spec, make_rows(10, spec)[shard.start : shard.stop], [])
     write_manifest(root, shards, plan, {"commit": "abc"})
     return root
-
-
-def contents(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
 # --- planning --------------------------------------------------------------------------------------------------------

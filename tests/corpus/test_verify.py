@@ -7,10 +7,8 @@ import io
 import json
 import re
 import shutil
-import struct
 import sys
 import types
-import zlib
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -21,23 +19,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+from PIL import Image
 
 from llasa.audio import read_audio
+from llasa.codec.base import code_problem
 from llasa.codec.codec2 import Codec2
 from llasa.config import FiltersConfig
 from llasa.corpus import acoustics, recognition
 from llasa.corpus.census import Census, Histogram, take_census
-from llasa.corpus.proofs import Proof, code_problem, compare_with_source, find_rows, read_proofs
+from llasa.corpus.proofs import Proof, compare_with_source, find_rows, read_proofs
 from llasa.corpus.run import preprocess
 from llasa.corpus.sources import EncodedRow
 from llasa.corpus.store import Shard, TokenStore, codes_hash, read_shard_record, write_table
 from llasa.corpus.verify import sample_rows, verify_store
-from llasa.corpus.verify_checks import percent
+from llasa.corpus.verify_checks import delay_check, percent
 from llasa.corpus.verify_page import PALETTE, histogram, png_bytes
 from llasa.entry import compose_config
 from llasa.errors import UserError
+from llasa.text import spoken_form
 from tests.codec.tiny_xcodec2 import save_tiny_xcodec2
 from tests.corpus.recordings import speech_like, write_audio, write_folder_corpus
+from tests.corpus.stores import contents, stored_rows
 
 ROWS = 10
 CHECKS = [
@@ -72,10 +74,6 @@ def failing(corpus: Path, store: Path, *more: str) -> tuple[list[str], str]:
     assert message.endswith(f"; see {page}")
     assert "✗ Failed" in page.read_text(encoding="utf-8")
     return failed, message
-
-
-def contents(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +138,7 @@ def test_a_good_store_passes_every_check(report):
 
 
 def test_the_report_tells_the_rows_as_they_are_stored(good, report):
-    stored = [row for file in sorted((good / "train").glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
+    stored = stored_rows(good)
     assert [row["row"] for row in report["rows"]] == list(range(ROWS))
     for told, row in zip(report["rows"], stored, strict=True):
         assert {key: told[key] for key in ("id", "text", "text_given", "speaker", "language", "num_codes")} == {
@@ -195,6 +193,16 @@ def test_few_rows_are_not_contrasted_but_still_encoded_again(corpus, good, tmp_p
 
 CODEC = Codec2()
 STARTS, ENDS = np.array(CODEC.spec.code_ranges).T
+CODES = np.tile(STARTS, 50)
+
+
+def proof(file: int, row: int, codes: np.ndarray, **found: Any) -> Proof:
+    at = 4 * file + row
+    return Proof(
+        split="train", file=Path(f"train/{file:05d}.parquet"), index=0, row=row, id=f"r{at}",
+        text=spoken_form(f"Frase {at}.", "it"), text_given=f"Frase {at}.", speaker="a", language="it", seconds=1.0,
+        codes=codes, **found,
+    )  # fmt: skip
 
 
 def frames(row: dict) -> np.ndarray:
@@ -322,6 +330,20 @@ def test_codes_that_cannot_be_decoded_are_named(corpus, copy, codes, words):
     assert code_problem(np.array([1024, *fitting[1:]]), CODEC.spec) == "code 1024 stands where 0 to 1023 belong"
 
 
+def test_a_row_that_begins_later_than_the_others_fails():
+    """Fails when only the delay itself is limited: 50 ms are let pass where all rows have them."""
+
+    def passed(*delays: int) -> bool | None:
+        return delay_check([proof(0, row, CODES, delay=delay) for row, delay in enumerate(delays)], 0.9).passed
+
+    assert passed(2, 2, 2, 4)
+    assert passed(5, 5, 5, 5)
+    assert passed(*[2] * 9, 5)
+    assert not passed(2, 2, 2, 5)
+    assert not passed(7, 7, 7, 7)
+    assert passed() is None
+
+
 def test_another_fingerprint_fails(corpus, copy):
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["codec"]["fingerprint"] = "other weights"
@@ -406,26 +428,18 @@ class Files:
 def test_rows_of_files_and_rows_that_are_codes_already_are_found():
     source = Files()
 
-    def proof(file: int, row: int, codes: np.ndarray) -> Proof:
-        at = ("zero", "uno", "due", "tre", "quattro", "cinque", "sei", "sette")[4 * file + row]
-        return Proof(
-            split="train", file=Path(f"train/{file:05d}.parquet"), index=0, row=row, id=f"r{4 * file + row}",
-            text=f"Frase {at}.", text_given=f"Frase {4 * file + row}.", speaker="a", language="it", seconds=1.0,
-            codes=codes,
-        )  # fmt: skip
-
     proofs = [proof(1, 0, source.codes[4]), proof(1, 3, source.codes[6])]
     assert [(p.row, fetch().id) for p, fetch in find_rows(source, proofs)] == [(0, "r4"), (3, "r7")]
     compare_with_source(proofs, source, CODEC, FiltersConfig())
     assert [p.unlike for p in proofs] == ["", ""]
-    assert proofs[0].equal_share == 1
-    assert proofs[1].equal_share < 0.05
+    assert proofs[0].again.share == 1
+    assert proofs[1].again.share < 0.05
     assert proofs[0].source is None
     absent = [proof(1, 0, source.codes[4])]
     absent[0].row = 4
     compare_with_source(absent, source, CODEC, FiltersConfig())
     assert absent[0].unlike == "the corpus has no row 4 in train"
-    assert absent[0].equal_codes is None
+    assert absent[0].again is None
 
 
 # --- what cannot be proof-read ---------------------------------------------------------------------------------------
@@ -620,7 +634,7 @@ def test_a_tone_is_in_its_band_and_a_level_is_in_decibels():
 def test_the_census_counts_what_a_slow_loop_counts(good, report):
     store = TokenStore(good)
     census = take_census(store, CODEC)
-    rows = [row for file in store.files() for row in pq.read_table(file).to_pylist()]
+    rows = stored_rows(good)
     seconds = np.array([row["seconds"] for row in rows])
     characters = np.array([len(row["text"]) for row in rows])
     assert census.rows == len(rows) == ROWS
@@ -818,21 +832,10 @@ def test_a_picture_is_a_png_of_its_shades(page):
 
 
 def read_png(content: bytes) -> tuple[int, int, np.ndarray, np.ndarray]:
-    """Height, width, indices and palette of a PNG as we write it; every check sum is checked."""
-    assert content[:8] == b"\x89PNG\r\n\x1a\n"
-    chunks, at = {}, 8
-    while at < len(content):
-        (size,) = struct.unpack(">I", content[at : at + 4])
-        kind, data = content[at + 4 : at + 8], content[at + 8 : at + 8 + size]
-        assert struct.unpack(">I", content[at + 8 + size : at + 12 + size])[0] == zlib.crc32(kind + data)
-        chunks[kind] = data
-        at += 12 + size
-    width, height, *rest = struct.unpack(">IIBBBBB", chunks[b"IHDR"])
-    assert rest == [8, 3, 0, 0, 0]
-    lines = np.frombuffer(zlib.decompress(chunks[b"IDAT"]), np.uint8).reshape(height, width + 1)
-    assert (lines[:, 0] == 0).all()
-    assert list(chunks)[-1] == b"IEND"
-    return height, width, lines[:, 1:], np.frombuffer(chunks[b"PLTE"], np.uint8).reshape(256, 3)
+    """Height, width, indices and palette."""
+    image = Image.open(io.BytesIO(content))
+    assert (image.format, image.mode) == ("PNG", "P")
+    return image.height, image.width, np.array(image), np.array(image.getpalette()).reshape(256, 3)
 
 
 def test_shares_are_not_rounded_up_to_all():

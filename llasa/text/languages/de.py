@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from llasa.text.dates import previous_word
 from llasa.text.language import Language, Noun, currencies, listed, nouns, words
-from llasa.text.numbers import ROMAN, cardinal, ordinal, roman_value, year_in_hundreds
+from llasa.text.numbers import ROMAN, cardinal, kept_period, ordinal, roman_value, year_in_hundreds
 
 _WEAK_N = set(
     listed(
@@ -80,7 +80,7 @@ def short_date(match: re.Match[str]) -> str:
 def ruler(match: re.Match[str]) -> str:
     number = ordinal(roman_value(match["roman"]), LANGUAGE)
     number = number[:1].upper() + number[1:]
-    end = "." if match[0].endswith(".") and not match.string[match.end() :][:4].strip("\"')") else ""
+    end = kept_period(match)
     if match["name"] in ("Elisabeth", "Katharina"):
         return f"{match['name']} die {number}{end}"
     genitive = match["name"].endswith("s") and match["name"] not in ("Pius", "Johannes", "Nikolaus")
@@ -89,8 +89,7 @@ def ruler(match: re.Match[str]) -> str:
 
 _ARTICLE = "|".join(sorted(_WEAK_N | _WEAK_E, key=len, reverse=True))
 
-LANGUAGE = Language(
-    code="de",
+LANGUAGE: Language = Language(
     alphabet="abcdefghijklmnopqrstuvwxyzäöüßàáâèéêëîïíñóôçåøšžčłćøæ",
     # Judgement: readers make 13 to 17; a third of that or half as much again means a wrong transcript.
     characters_per_second=(5.0, 26.0),

@@ -57,8 +57,7 @@ def decade(match: re.Match[str]) -> str:
     return re.sub(r"y$", "ies", words) if words.endswith("y") else f"{words}s"
 
 
-LANGUAGE = Language(
-    code="en",
+LANGUAGE: Language = Language(
     alphabet="abcdefghijklmnopqrstuvwxyzàáâäçèéêëíîïñóôöùúûüæœøåß",
     # Judgement: readers make 13 to 17; a third of that or half as much again means a wrong transcript.
     characters_per_second=(5.0, 26.0),

@@ -34,8 +34,7 @@ def roman_before(match: re.Match[str]) -> str:
     return ordinal(roman_value(match["roman"]), LANGUAGE, "f")
 
 
-LANGUAGE = Language(
-    code="es",
+LANGUAGE: Language = Language(
     alphabet="abcdefghijklmnopqrstuvwxyzáéíóúüñçàèìòùâêôïöä",
     # Judgement: readers make 13 to 18; a third of that or half as much again means a wrong transcript.
     characters_per_second=(5.0, 27.0),
@@ -99,16 +98,7 @@ LANGUAGE = Language(
     ),
     ordinal_forms={"f": ((r"o\b", "a"),), "short": ((r"(primer|tercer)o$", r"\1"),)},
     phone_words=r"[Tt]eléfono",
-    ordinal_marks={
-        "º": "",
-        ".º": "",
-        "°": "",
-        ".°": "",
-        "ª": "f",
-        ".ª": "f",
-        "er": "short",
-        ".er": "short",
-    },
+    ordinal_marks={"º": "", ".º": "", "°": "", ".°": "", "ª": "f", ".ª": "f", "er": "short", ".er": "short"},
     months=listed("enero febrero marzo abril mayo junio julio agosto septiembre octubre noviembre diciembre"),
     month_abbreviations={"ene": 1, "feb": 2, "abr": 4, "ago": 8, "sept": 9, "oct": 10, "nov": 11, "dic": 12},
     date_template="{day} de {month} de {year}",

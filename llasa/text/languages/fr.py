@@ -33,8 +33,7 @@ def ruler(match: re.Match[str]) -> str:
     return f"{match['name']} " + ("premier" if number == 1 else cardinal(number, LANGUAGE))
 
 
-LANGUAGE = Language(
-    code="fr",
+LANGUAGE: Language = Language(
     alphabet="abcdefghijklmnopqrstuvwxyzàâäæçéèêëîïôöœùûüÿñáíóúãåø",
     # Judgement: readers make 13 to 18; a third of that or half as much again means a wrong transcript.
     characters_per_second=(5.0, 27.0),

@@ -42,8 +42,7 @@ _ORDINAL_NOUNS = (
     "gennaio|febbraio|marzo|aprile|maggio|giugno|luglio|agosto|settembre|ottobre|novembre|dicembre"
 )
 
-LANGUAGE = Language(
-    code="it",
+LANGUAGE: Language = Language(
     alphabet="abcdefghijklmnopqrstuvwxyzàáèéìíîïòóùúüçñöäâêô",
     # Judgement: readers make 13 to 17; a third of that or half as much again means a wrong transcript.
     characters_per_second=(5.0, 26.0),

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 
-from llasa.text.language import Language, Noun, currencies, listed, nouns, words
+from llasa.text.language import Language, Noun, currencies, listed, nouns, numbered, words
 from llasa.text.numbers import ROMAN, cardinal, ordinal, roman_value
 
 
@@ -36,8 +36,7 @@ def ruler(match: re.Match[str]) -> str:
     return f"{match['name']} de {ordinal(roman_value(match['roman']), LANGUAGE)}"
 
 
-LANGUAGE = Language(
-    code="nl",
+LANGUAGE: Language = Language(
     alphabet="abcdefghijklmnopqrstuvwxyzáàâäçéèêëíìîïñóòôöúùûüĳåø",
     # Judgement: readers make 13 to 18; a third of that or half as much again means a wrong transcript.
     characters_per_second=(5.0, 26.0),
@@ -62,18 +61,7 @@ LANGUAGE = Language(
     phone_words=r"[Tt]elefoon|[Bb]el",
     ordinal_marks={"e": "", "de": "", "ste": "", "ᵉ": ""},
     months=listed("januari februari maart april mei juni juli augustus september oktober november december"),
-    month_abbreviations={
-        "jan": 1,
-        "feb": 2,
-        "mrt": 3,
-        "apr": 4,
-        "aug": 8,
-        "sept": 9,
-        "sep": 9,
-        "okt": 10,
-        "nov": 11,
-        "dec": 12,
-    },
+    month_abbreviations=numbered("jan feb mrt apr - - - aug sept okt nov dec") | {"sep": 9},
     day=day,
     year=year,
     year_after=(

@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable
 
 from llasa.text.language import Fixes, Language, Noun, currencies, listed, nouns, words
-from llasa.text.numbers import ROMAN, cardinal, ordinal, roman_value
+from llasa.text.numbers import ROMAN, cardinal, kept_period, ordinal, roman_value
 
 
 def plural(number: int, is_decimal: bool) -> str:
@@ -50,29 +50,34 @@ def time(hour: int, minute: int, previous: str) -> str:
     return f"{hours} {'zero ' if minute < 10 else ''}{cardinal(minute, LANGUAGE)}" if minute else hours
 
 
+def case_after(preposition: str | None) -> str:
+    return "locative" if (preposition or "").strip().lower() in ("w", "we", "po", "o") else "genitive"
+
+
 def year_with_noun(match: re.Match[str]) -> str:
     """ "w 1998 r." has the locative, "rok 1998" the nominative, all else the genitive."""
     noun = match["noun"]
     if noun == "rok":
         return f"{match['before'] or ''}{ordinal(int(match['year']), LANGUAGE)} rok"
-    locative = (match["before"] or "").strip().lower() in ("w", "we", "po", "o")
     end = "." if noun == "r." and re.match(r"[\"')]*(?:$| +[\"']?[A-ZŚŻŁĆŹÓ])", match.string[match.end() :][:6]) else ""
-    number = ordinal(int(match["year"]), LANGUAGE, "locative" if locative else "genitive")
+    number = ordinal(int(match["year"]), LANGUAGE, case_after(match["before"]))
     return f"{match['before'] or ''}{number} roku{end}"
 
 
 def roman_century(match: re.Match[str]) -> str:
     number = roman_value(match["roman"])
     noun = match["noun"]
-    locative = match["before"].strip().lower() in ("w", "we", "po", "o")
-    form = "" if noun == "wiek" else "locative" if locative else "genitive"
+    form = "" if noun == "wiek" else case_after(match["before"])
     spoken = "wieku" if noun == "w." else noun
     return f"{match['before']}{ordinal(number, LANGUAGE, form)} {spoken}"
 
 
+_QUEENS = {"Elżbieta": "f", "Katarzyna": "f", "Elżbiety": "f_genitive", "Katarzyny": "f_genitive"}
+
+
 def ruler(match: re.Match[str]) -> str:
-    genitive = match["name"].endswith("a")
-    return f"{match['name']} {ordinal(roman_value(match['roman']), LANGUAGE, 'genitive' if genitive else '').title()}"
+    form = _QUEENS.get(match["name"], "genitive" if match["name"].endswith("a") else "")
+    return f"{match['name']} {ordinal(roman_value(match['roman']), LANGUAGE, form).title()}"
 
 
 _SCALES = nouns("""
@@ -89,8 +94,7 @@ def scale(match: re.Match[str]) -> str:
 
 
 def year_after_noun(match: re.Match[str]) -> str:
-    locative = (match["before"] or "").strip().lower() in ("w", "we", "po", "o")
-    number = ordinal(int(match["year"]), LANGUAGE, "locative" if locative else "genitive")
+    number = ordinal(int(match["year"]), LANGUAGE, case_after(match["before"]))
     return f"{match['before'] or ''}{match['noun']} {number}"
 
 
@@ -98,10 +102,13 @@ def ordinal_of(form: str) -> Callable[[re.Match[str]], str]:
     return lambda match: ordinal(int(match["number"]), LANGUAGE, form)
 
 
+def roman_of(form: str) -> Callable[[re.Match[str]], str]:
+    return lambda match: ordinal(roman_value(match["roman"]), LANGUAGE, form)
+
+
 _MONTHS = listed("stycznia lutego marca kwietnia maja czerwca lipca sierpnia września października listopada grudnia")
 
-LANGUAGE = Language(
-    code="pl",
+LANGUAGE: Language = Language(
     alphabet="abcdefghijklmnopqrstuvwxyząćęłńóśźżáàâäçéèêëíïñôöúüßšžč",
     # Judgement: readers make 12 to 17; a third of that or half as much again means a wrong transcript.
     characters_per_second=(5.0, 26.0),
@@ -202,20 +209,12 @@ LANGUAGE = Language(
         CHF | frank szwajcarski | franków szwajcarskich | m | franki szwajcarskie | franka szwajcarskiego
         ¥ | jen | jenów | m | jeny | jena
     """),
-    scales=words("""
-        tysiąc | tysiąc
-        tysiące | tysiące
-        tysięcy | tysięcy
-        tysiąca | tysiąca
-        milion | milion
-        miliony | miliony
-        milionów | milionów
-        miliona | miliona
-        miliard | miliard
-        miliardy | miliardy
-        miliardów | miliardów
-        miliarda | miliarda
-    """),
+    scales={
+        word: word
+        for word in listed(
+            "tysiąc tysiące tysięcy tysiąca milion miliony milionów miliona miliard miliardy miliardów miliarda"
+        )
+    },
     cent_link="i",
     abbreviations=words("""
         dr | doktor
@@ -291,32 +290,15 @@ LANGUAGE = Language(
         ),
         (
             r"(?<![\w.])(\d{1,2}\.\d{1,2}\.\d{4}) ?(?:roku|r\.)",
-            lambda match: (
-                match[1] + ("." if match[0][-1] == "." and not match.string[match.end() :][:3].strip("\"')") else "")
-            ),
+            lambda match: match[1] + kept_period(match),
         ),
         (
             r"\b(?P<before>(?:[Ww]e?|[Pp]o|[Oo]) )?(?P<noun>roku) (?P<year>1\d{3}|20\d\d)(?!\w|[.,:/-]\d)",
             year_after_noun,
         ),
-        (rf"(?<![\w.]){ROMAN}(?= wojna\b)", lambda match: ordinal(roman_value(match["roman"]), LANGUAGE, "f")),
-        (
-            rf"(?<![\w.]){ROMAN}(?= (?:wojny|wojnie)\b)",
-            lambda match: ordinal(roman_value(match["roman"]), LANGUAGE, "f_genitive"),
-        ),
-        (
-            rf"(?<![\w.]){ROMAN}(?= wojnę\b)",
-            lambda match: ordinal(roman_value(match["roman"]), LANGUAGE, "f_accusative"),
-        ),
-        (
-            rf"\b(?P<name>Elżbieta|Katarzyna|Elżbiety|Katarzyny) {ROMAN}(?![\w'])",
-            lambda match: (
-                f"{match['name']} "
-                + ordinal(
-                    roman_value(match["roman"]), LANGUAGE, "f" if match["name"][-1] == "a" else "f_genitive"
-                ).title()
-            ),
-        ),
+        (rf"(?<![\w.]){ROMAN}(?= wojna\b)", roman_of("f")),
+        (rf"(?<![\w.]){ROMAN}(?= (?:wojny|wojnie)\b)", roman_of("f_genitive")),
+        (rf"(?<![\w.]){ROMAN}(?= wojnę\b)", roman_of("f_accusative")),
         (r"\b(?P<when>[Oo]|[Pp]o) godzina (?=\d)", r"\g<when> godzinie "),
         (r"\b(?P<when>[Oo]d|[Dd]o|[Oo]koło) godzina (?=\d)", r"\g<when> godziny "),
         (r"\b(?P<when>(?i:przy|na|do|od|ze?|we?|po)) ul\.(?= ?[A-ZĆŁŚŹŻ\d])", r"\g<when> ulicy"),
@@ -328,10 +310,7 @@ LANGUAGE = Language(
         (
             rf"(?<![\w.,:/-])(?P<day>\d{{1,2}})(?:\.)? (?P<month>{'|'.join(_MONTHS)}) "
             r"(?P<year>[12]\d{3}) (?:roku\b|r\.)",
-            lambda match: (
-                f"{match['day']} {match['month']} {year(int(match['year']))} roku"
-                + ("." if not match.string[match.end() :][:3].strip("\"')") and match[0].endswith(".") else "")
-            ),
+            lambda match: f"{match['day']} {match['month']} {year(int(match['year']))} roku{kept_period(match)}",
         ),
         (
             r"\b(?P<before>(?:[Ww]e?|[Pp]o|[Oo]|[Oo]d|[Dd]o|[Zz]) )?(?<![\d.,:/-])"
@@ -349,17 +328,12 @@ LANGUAGE = Language(
         (
             rf"\b(?P<name>Jan|Paweł|Zygmunt|Kazimierz|Władysław|Bolesław|Stefan|August|Henryk|Ludwik|Karol|Benedykt|Pius|"
             rf"Fryderyk|Aleksander|Mikołaj|Jerzy|Filip|Jana|Pawła|Zygmunta|Kazimierza|Władysława|Bolesława|Augusta|Henryka|"
-            rf"Ludwika|Karola|Benedykta|Piusa|Fryderyka|Aleksandra|Mikołaja|Filipa) {ROMAN}(?![\w'])",
+            rf"Ludwika|Karola|Benedykta|Piusa|Fryderyka|Aleksandra|Mikołaja|Filipa|{'|'.join(_QUEENS)}) "
+            rf"{ROMAN}(?![\w'])",
             ruler,
         ),
-        (
-            r"\b(?P<before>[Ll]ata )(?P<number>\d0)\.",
-            lambda match: match["before"] + ordinal(int(match["number"]), LANGUAGE, "plural"),
-        ),
-        (
-            r"\b(?P<before>[Ll]atach )(?P<number>\d0)\.",
-            lambda match: match["before"] + ordinal(int(match["number"]), LANGUAGE, "plural_locative"),
-        ),
+        (r"(?<=\b[Ll]ata )(?P<number>\d0)\.", ordinal_of("plural")),
+        (r"(?<=\b[Ll]atach )(?P<number>\d0)\.", ordinal_of("plural_locative")),
         (r"(?<![\w.,:/-])(?P<number>\d{1,3})\.(?= (?:miejsce|piętro|urodziny|zadanie)\b)", ordinal_of("n")),
         (
             r"(?<![\w.,:/-])(?P<number>\d{1,3})\.(?= (?:runda|klasa|liga|rocznica|edycja|część|kolejka|minuta)\b)",

@@ -32,8 +32,7 @@ def roman_after(match: re.Match[str]) -> str:
     return f"{match['name']} " + (ordinal(number, LANGUAGE, form) if number <= 10 else cardinal(number, LANGUAGE))
 
 
-LANGUAGE = Language(
-    code="pt",
+LANGUAGE: Language = Language(
     alphabet="abcdefghijklmnopqrstuvwxyzáàâãçéêíóôõúüñèìòùëïöä",
     # Judgement: readers make 12 to 17; a third of that or half as much again means a wrong transcript.
     characters_per_second=(5.0, 27.0),
