@@ -107,16 +107,17 @@ def first_decides(decide: Callable[[], T], device: str) -> T:
     Raises:
         UserError: the one that it raised, in all of them: otherwise the others would wait for a value.
     """
-    value = error = None
+    decided: list[T] = []
+    mistake = ""
     if is_first_process(device):
         try:
-            value = decide()
-        except UserError as mistake:
-            error = str(mistake)
-    value, error = agree((value, error), device)
-    if error is not None:
-        raise UserError(error)
-    return value
+            decided.append(decide())
+        except UserError as error:
+            mistake = str(error)
+    decided, mistake = agree((decided, mistake), device)
+    if mistake:
+        raise UserError(mistake)
+    return decided[0]
 
 
 def part_processes() -> None:

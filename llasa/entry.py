@@ -117,8 +117,8 @@ def typed_config(node: DictConfig) -> Any:
             raise UserError("output_dir is empty", remedy="name a folder, or leave it out")
         folder = Path(HydraConfig.get().runtime.output_dir)
         node.output_dir = str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
-    if current_job() is not None:
-        name_after_job(node, *current_job())
+    if (job := current_job()) is not None:
+        name_after_job(node, *job)
     try:
         config = OmegaConf.to_object(node)
     except MissingMandatoryValue as error:
@@ -169,7 +169,9 @@ def group_config(group: str, option: str) -> dict[str, Any]:
     options = sorted(p.stem for p in path.parent.glob("*.yaml"))
     if option not in options:
         raise UserError(f"there is no {group} named {option!r}", remedy=f"known: {', '.join(options)}")
-    return OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
 
 
 def sweep_first(arguments: Sequence[str]) -> list[str]:
@@ -185,7 +187,7 @@ def refuse_unknown_flags(arguments: Sequence[str]) -> None:
         raise UserError(message, remedy="write KEY=VALUE without dashes; --help lists the keys")
 
     parser = get_args_parser()
-    parser.error = refuse  # type: ignore[method-assign] - of this parser alone
+    parser.error = refuse  # type: ignore[method-assign]  # of this parser alone
     parser.parse_args(list(arguments))
 
 

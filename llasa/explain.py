@@ -39,9 +39,9 @@ def explain(error: Exception, root: str) -> UserError:
     in_struct = re.search(
         r"[Kk]ey '([^']+)' (?:is not in struct|not in '\w+')\s+full_key: (\S+)", f"{message}\n{cause}"
     )
-    if in_struct or (key and "No match in the defaults list" in message):
-        wanted = in_struct[2] if in_struct else key[1]
-        return UserError(f"there is no key {wanted!r} in the {root} config", remedy=nearest(wanted, valid_keys(root)))
+    unknown = in_struct[2] if in_struct else key[1] if key and "No match in the defaults list" in message else None
+    if unknown is not None:
+        return UserError(f"there is no key {unknown!r} in the {root} config", remedy=nearest(unknown, valid_keys(root)))
     grammar = re.match(r"(?:Error parsing override|Ambiguous value for argument) .*", message)
     if grammar:
         return UserError(grammar[0], remedy="write KEY=VALUE, a list as KEY=[A,B]; -m KEY=A,B runs a sweep")

@@ -15,8 +15,8 @@ Cost: 10 s to a minute of compilation once for each process, whatever the shapes
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Iterable
+from functools import cache, reduce
 from typing import Any
 
 import torch
@@ -103,10 +103,15 @@ class _Activation(torch.autograd.Function):
         return inside, by_frequency[:, None], by_size[:, None], None, None, None
 
 
+def _sum(terms: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Without the 0 that Python's own begins with."""
+    return reduce(torch.add, terms)
+
+
 def _double(padded: torch.Tensor, up: tuple[float, ...], length: int) -> tuple[torch.Tensor, torch.Tensor]:
     """[clips, channels, 3 + length + 3] → even and odd samples at twice the rate, [clips, channels, length] each"""
-    even = sum(up[2 * tap + 1] * padded[..., 5 - tap : 5 - tap + length] for tap in range(_TAPS))
-    odd = sum(up[2 * tap] * padded[..., 6 - tap : 6 - tap + length] for tap in range(_TAPS))
+    even = _sum(up[2 * tap + 1] * padded[..., 5 - tap : 5 - tap + length] for tap in range(_TAPS))
+    odd = _sum(up[2 * tap] * padded[..., 6 - tap : 6 - tap + length] for tap in range(_TAPS))
     return even, odd
 
 
@@ -119,7 +124,7 @@ def _snake(
 
 def _halve(even: torch.Tensor, odd: torch.Tensor, down: tuple[float, ...], length: int) -> torch.Tensor:
     """Even samples with 2 and 3 more at their ends, odd ones with 3 and 2 → [clips, channels, length]"""
-    return sum(
+    return _sum(
         down[2 * tap + 1] * even[..., tap : tap + length] + down[2 * tap] * odd[..., tap : tap + length]
         for tap in range(_TAPS)
     )
@@ -128,8 +133,8 @@ def _halve(even: torch.Tensor, odd: torch.Tensor, down: tuple[float, ...], lengt
 def _halve_backward(gradient: torch.Tensor, down: tuple[float, ...], length: int) -> tuple[torch.Tensor, torch.Tensor]:
     """[clips, channels, 5 + length + 5] → those of :func:`_halve`'s two inputs, length + 5 each"""
     size = length + _TAPS - 1
-    even = sum(down[2 * tap + 1] * gradient[..., 5 - tap : 5 - tap + size] for tap in range(_TAPS))
-    odd = sum(down[2 * tap] * gradient[..., 5 - tap : 5 - tap + size] for tap in range(_TAPS))
+    even = _sum(down[2 * tap + 1] * gradient[..., 5 - tap : 5 - tap + size] for tap in range(_TAPS))
+    odd = _sum(down[2 * tap] * gradient[..., 5 - tap : 5 - tap + size] for tap in range(_TAPS))
     return even, odd
 
 
@@ -155,7 +160,7 @@ def _snake_backward(
 def _double_backward(even: torch.Tensor, odd: torch.Tensor, up: tuple[float, ...], length: int) -> torch.Tensor:
     """Even samples' gradients with 5 and 6 zeros at their ends, odd ones' with 6 and 5 → of the padded input"""
     size = length + _TAPS
-    return sum(
+    return _sum(
         up[2 * tap + 1] * even[..., tap : tap + size] + up[2 * tap] * odd[..., tap : tap + size] for tap in range(_TAPS)
     )
 

@@ -72,7 +72,7 @@ class Clips:
                 clip[before : before + row.length] = self.recordings.waveform(row)
             if np.dot(clip, clip) >= self.min_power * self.clip_samples:
                 break
-        gain = 10 ** (random.uniform(*self.gain_db) / 20)
+        gain = 10 ** (random.uniform(self.gain_db[0], self.gain_db[1]) / 20)
         loudest = max(1.0, PEAK / max(float(np.abs(clip).max()), 1e-9))
         return clip * np.float32(min(gain, loudest))
 

@@ -46,9 +46,8 @@ class Discriminators(nn.Module):
         self, channels: int = 32, *, periods: tuple[int, ...] = PERIODS, windows: tuple[int, ...] = WINDOWS
     ) -> None:
         super().__init__()
-        judges = [PeriodDiscriminator(period, channels) for period in periods]
-        judges += [SpectrogramDiscriminator(window, channels) for window in windows]
-        self.judges = nn.ModuleList(judges)
+        self.judges = nn.ModuleList(PeriodDiscriminator(period, channels) for period in periods)
+        self.judges.extend(SpectrogramDiscriminator(window, channels) for window in windows)
 
     def forward(self, waveforms: torch.Tensor) -> list[Verdict]:
         """[clips, samples] → the verdict of each judge, periods first."""
@@ -83,11 +82,12 @@ class SpectrogramDiscriminator(nn.Module):
         super().__init__()
         self.length = window
         hann = torch.hann_window(window)
+        self.window: torch.Tensor
         self.register_buffer("window", hann / hann.square().sum().sqrt(), persistent=False)
         layers = [nn.Conv2d(2, channels, (3, 9), padding=(1, 4))]
         for dilation in (1, 2, 4):
-            settings = {"stride": (1, 2), "dilation": (dilation, 1), "padding": (dilation, 4)}
-            layers.append(nn.Conv2d(channels, channels, (3, 9), **settings))
+            padding = (dilation, 4)
+            layers.append(nn.Conv2d(channels, channels, (3, 9), (1, 2), padding, (dilation, 1)))
         layers.append(nn.Conv2d(channels, channels, (3, 3), padding=1))
         self.layers = nn.ModuleList(_prepared(layer) for layer in layers)
         self.score = _undecided(nn.Conv2d(channels, 1, (3, 3), padding=1))
@@ -108,6 +108,7 @@ def _prepared(layer: nn.Conv2d) -> nn.Module:
     trainings get over that, a short one would not.
     """
     nn.init.kaiming_normal_(layer.weight, a=_SLOPE)
+    assert layer.bias is not None
     nn.init.zeros_(layer.bias)
     return weight_norm(layer)
 
@@ -117,6 +118,7 @@ def _undecided(layer: nn.Conv2d) -> nn.Module:
     nn.init.kaiming_normal_(layer.weight, a=_SLOPE)
     with torch.no_grad():
         layer.weight.mul_(0.1)
+    assert layer.bias is not None
     nn.init.constant_(layer.bias, 0.5)
     return weight_norm(layer)
 

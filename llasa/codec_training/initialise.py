@@ -17,10 +17,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import Xcodec2Model
+from transformers.models.xcodec2.modeling_xcodec2 import Xcodec2ISTFTHead
 
 from llasa.codec_training.forward import reconstruct
 from llasa.codec_training.losses import LATENT_MEAN, LATENT_SPREAD
@@ -31,7 +33,7 @@ _HEAD_SPREAD = 0.5
 """Standard deviation, at first, of log-magnitudes (nepers) and phases (radians) about their biases."""
 _MAGNITUDE_FLOOR = 1e-4
 
-Hook = Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], torch.Tensor]
+Hook = Callable[[Any, tuple[torch.Tensor, ...], torch.Tensor], torch.Tensor]
 
 
 def initialise(model: Xcodec2Model, waveforms: torch.Tensor, features: torch.Tensor | None = None) -> None:
@@ -66,12 +68,13 @@ def initialise(model: Xcodec2Model, waveforms: torch.Tensor, features: torch.Ten
 def _scaled_to(spread: float) -> Hook:
     """A hook that gives its layer's output the mean 0 in each channel and the standard deviation ``spread`` in all."""
 
-    def hook(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+    def hook(layer: nn.Conv1d | nn.Linear, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         channels = 1 if isinstance(layer, nn.Conv1d) else output.ndim - 1
         others = [dim for dim in range(output.ndim) if dim != channels]
         means = output.mean(dim=others, keepdim=True)
         scale = spread / (output - means).square().mean().sqrt().clamp_min(1e-12)
         layer.weight.mul_(scale)
+        assert layer.bias is not None
         layer.bias.sub_(means.flatten()).mul_(scale)
         return (output - means) * scale
 
@@ -90,7 +93,7 @@ def _whiten(layer: nn.Linear, inputs: tuple[torch.Tensor, ...], output: torch.Te
     return nn.functional.linear(inputs[0], layer.weight, layer.bias)
 
 
-def _speak(head: nn.Module, waveforms: torch.Tensor) -> None:
+def _speak(head: Xcodec2ISTFTHead, waveforms: torch.Tensor) -> None:
     """Set the head's biases to the mean of the clips' magnitudes and to a chirp's phases."""
     frames = waveforms.unfold(1, head.n_fft, head.hop_length) * head.window
     magnitudes = torch.fft.rfft(frames).abs().mean(dim=(0, 1)).clamp_min(_MAGNITUDE_FLOOR).log()

@@ -69,6 +69,10 @@ def write_card(
         "trained from": start if start == "scratch" else f"{start} ({part})",
         "steps": f"{step:,} of {config.trainer.max_steps:,}, {config.trainer.clips_per_step} clips of "
         f"{config.recordings.clip_seconds:g} s each",
+        "losses": ", ".join(
+            f"{name} {value:g}" for name, value in vars(config.losses).items() if isinstance(value, float)
+        )
+        + (f" ({Path(config.losses.recognizer).name})" if config.losses.recognizer else ""),
         "discriminators": config.adversary.name
         if config.adversary.name == "none"
         else f"{config.adversary.name}, from step {config.adversary.start:,} on",

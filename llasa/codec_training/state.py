@@ -21,7 +21,7 @@ from llasa.device import is_first_process
 from llasa.errors import UserError
 from llasa.provenance import CONFIG, differing_keys
 from llasa.training.saving import PARTIAL, complete_state, disk_failure, is_disk_failure
-from llasa.training.state import STATE, SavedState, comparison, is_within, newest_state
+from llasa.training.state import STATE, SavedState, comparison, is_within, wanted_state
 
 TRAINING = "training.pt"
 MAY_CHANGE = (
@@ -41,20 +41,8 @@ def resumable_state(run: Path, config: dict[str, Any]) -> SavedState | None:
     Raises:
         UserError: resume with nothing to continue or another config; a new run in a folder that holds one.
     """
-    states = any((run / STATE).glob("checkpoint-*"))
-    if not (states if config["resume"] == "auto" else config["resume"]):
-        if states or (run / "checkpoint").exists():
-            raise UserError(
-                f"{run} holds a run already",
-                remedy=f"continue it with resume=true output_dir={run}, or choose another output_dir=",
-            )
-        saved = None
-    else:
-        saved = newest_state(run)
-        if saved is None:
-            raise UserError(
-                f"there is nothing to resume in {run}", remedy="name the run with output_dir=, or leave out resume"
-            )
+    saved = wanted_state(run, config["resume"])
+    if saved is not None:
         refuse_other_config(run, saved, config)
     shutil.rmtree(run / STATE / PARTIAL, ignore_errors=True)
     return saved

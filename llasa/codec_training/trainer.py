@@ -39,6 +39,7 @@ from llasa.codec_training.discriminators import (
 )
 from llasa.codec_training.forward import reconstruct, semantic_features
 from llasa.codec_training.losses import SpectralLosses, latent_penalty
+from llasa.codec_training.phonetic import PhoneticLoss
 from llasa.codec_training.usage import CodeUsage
 from llasa.config import TrainCodecConfig
 from llasa.training.optim import parameter_groups
@@ -75,6 +76,8 @@ class CodecTrainer:
         self.num_steps, self.device, self.precision = num_steps, device, precision
         self.filter_bank = KaldiFilterBank().to(device)
         self.spectral = SpectralLosses(model.config.sampling_rate).to(device)
+        recognizer = config.losses.recognizer
+        self.phonetic = PhoneticLoss(recognizer).to(device) if recognizer is not None else None
         self.usage = CodeUsage(list(model.config.quantization_levels))
         self.learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.optimizer = self._optimizer(model, config.codec_model.lr)
@@ -106,23 +109,23 @@ class CodecTrainer:
         noise, mixed = self.config.codec_model.noise_steps, self.config.codec_model.mixed_steps
         return float(np.clip((self.step - noise + 1) / (mixed + 1), 0, 1)) if self.step < noise + mixed else 1.0
 
-    def judged(self) -> bool:
-        """Whether the discriminators take part in the next step."""
-        return self.discriminators is not None and self.step >= self.config.adversary.start
+    def judges(self) -> Discriminators | None:
+        """The discriminators, where they take part in the next step."""
+        return self.discriminators if self.step >= self.config.adversary.start else None
 
     def train_step(self) -> None:
         """One optimizer step over `trainer.clips_per_step` clips."""
         parts = self._parts()
-        judged, rounding = self.judged(), self.rounding()
+        judges, rounding = self.judges(), self.rounding()
         self.last_rounding = rounding
         self.model.train()
         totals: dict[str, torch.Tensor] = {}
         for part, indices in enumerate(parts):
             generator = self._seeded(part)
             waveforms = torch.from_numpy(self.clips.batch(self.step, indices)).to(self.device)
-            for name, value in self._backward(waveforms, rounding, judged, generator, len(parts)).items():
+            for name, value in self._backward(waveforms, rounding, judges, generator, len(parts)).items():
                 totals[name] = totals.get(name, torch.zeros((), device=self.device)) + value / len(parts)
-        active = self.optimizers if judged else self.optimizers[:1]
+        active = self.optimizers if judges is not None else self.optimizers[:1]
         norms = {}
         for name, (optimizer, _, _) in zip(("grad_norm", "adversary/grad_norm"), active, strict=False):
             parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -159,7 +162,12 @@ class CodecTrainer:
         return torch.Generator(self.device).manual_seed(noise)
 
     def _backward(
-        self, waveforms: torch.Tensor, rounding: float, judged: bool, generator: torch.Generator, num_parts: int
+        self,
+        waveforms: torch.Tensor,
+        rounding: float,
+        judges: Discriminators | None,
+        generator: torch.Generator,
+        num_parts: int,
     ) -> dict[str, torch.Tensor]:
         """Add the gradients of a part's losses; float32 [clips, samples] → the losses, unweighted but for "loss"."""
         weights, adversary = self.config.losses, self.config.adversary
@@ -168,12 +176,14 @@ class CodecTrainer:
             result = reconstruct(self.model, waveforms, features, rounding=rounding, generator=generator)
         losses = self.spectral(result.waveforms, waveforms)
         total = weights.mel * losses["mel"] + weights.stft * losses["stft"]
+        if self.phonetic is not None:
+            losses["phonetic"] = self.phonetic(result.waveforms, waveforms)
+            total = total + weights.phonetic * losses["phonetic"]
         penalty = self.config.codec_model.latent_penalty
         if penalty > 0 and result.latents.requires_grad:
             losses["latent"] = latent_penalty(result.latents)
             total = total + penalty * losses["latent"]
-        if judged:
-            judges = self.discriminators
+        if judges is not None:
             judges.requires_grad_(True)
             with self._autocast():
                 real, fake = judges(waveforms), judges(result.waveforms.detach())
@@ -270,6 +280,7 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
         return
     waiting: list[torch.Tensor] = []
     for position, parameter in enumerate(parameters):
+        assert parameter.grad is not None
         waiting.append(parameter.grad)
         if sum(grad.numel() for grad in waiting) >= BUCKET or position == len(parameters) - 1:
             means = reduce(torch.cat([grad.flatten() for grad in waiting]), "mean")

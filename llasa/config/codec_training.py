@@ -104,16 +104,26 @@ class CodecHeldOutConfig:
 
 @dataclass
 class CodecLossesConfig:
-    """Weights of the spectral losses; 0 leaves one out."""
+    """Weights of what compares a reconstruction with its original; 0 leaves one out."""
 
     mel: float = 1.0
     stft: float = 1.0
+    phonetic: float = 0.0
+    """Of the distance that a speech recogniser's ear hears; consonants need it where bits are few."""
+    recognizer: str | None = None
+    """A Whisper model in transformers' form (folder or hub name, such as openai/whisper-tiny) for ``phonetic``."""
 
     def __post_init__(self) -> None:
-        for name in ("mel", "stft"):
+        for name in ("mel", "stft", "phonetic"):
             value = getattr(self, name)
             require(0 <= value < math.inf, f"losses.{name}", value, "use 0 or more")
         require(self.mel + self.stft > 0, "losses.mel", self.mel, "mel or stft has to count")
+        require(
+            (self.phonetic > 0) == (self.recognizer is not None),
+            "losses.recognizer",
+            self.recognizer,
+            "losses.phonetic needs one, such as openai/whisper-tiny; without it leave it out",
+        )
 
 
 @dataclass

@@ -103,4 +103,7 @@ class EvaluateConfig:
 
     @property
     def every_checkpoint(self) -> list[str]:
-        return self.checkpoints or [self.checkpoint]
+        if self.checkpoints:
+            return self.checkpoints
+        assert self.checkpoint is not None, "refused above"
+        return [self.checkpoint]

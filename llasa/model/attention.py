@@ -176,9 +176,11 @@ def attend_by_example(
         [rows, length, heads, head width], and no weights.
     """
     rows, _, length, _ = query.shape
-    whole = attention_mask is None and length == key.shape[2] and position_ids is not None
-    if cu_seq_lens_q is None and whole and int((position_ids == 0).sum()) > len(position_ids):
-        cu_seq_lens_q = variable_lengths(SDPA_VARLEN, position_ids.expand(rows, -1))["cu_seq_lens_q"]
+    whole = attention_mask is None and length == key.shape[2]
+    if cu_seq_lens_q is None and whole and position_ids is not None:
+        starts = torch.eq(position_ids, 0)
+        if int(starts.sum()) > len(starts):
+            cu_seq_lens_q = variable_lengths(SDPA_VARLEN, position_ids.expand(rows, -1))["cu_seq_lens_q"]
     if cu_seq_lens_q is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     if rows > 1:

@@ -23,6 +23,7 @@ from llasa.errors import UserError
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
     from transformers import LlamaForCausalLM
 
 ADAPTER = "default"
@@ -75,7 +76,7 @@ def add_adapters(model: LlamaForCausalLM, config: FinetuneConfig, base: str | No
     return wrapped
 
 
-def is_tied(model: nn.Module) -> bool:
+def is_tied(model: LlamaForCausalLM | PeftModel) -> bool:
     """Whether the head of a Llama, wrapped or not, is the transposed embeddings: one parameter, not two alike."""
     return model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
@@ -208,7 +209,7 @@ def plain_name(key: str) -> str | None:
     return key.removeprefix(PREFIX).replace(".base_layer.", ".").replace(f".modules_to_save.{ADAPTER}.", ".")
 
 
-def _delta(layer: nn.Module, held: dict[str, torch.Tensor], prefix: str) -> torch.Tensor:
+def _delta(layer: LoraLayer, held: dict[str, torch.Tensor], prefix: str) -> torch.Tensor:
     """What an adapter adds to its layer's weight, in fp32: scale * B A, transposed for embeddings."""
     embedding = ADAPTER in layer.lora_embedding_A
     suffixes = [f"lora_embedding_{x}.{ADAPTER}" if embedding else f"lora_{x}.{ADAPTER}.weight" for x in "BA"]
@@ -217,7 +218,7 @@ def _delta(layer: nn.Module, held: dict[str, torch.Tensor], prefix: str) -> torc
     return delta.t() if embedding else delta
 
 
-def _dequantised(layer: nn.Module, held: torch.Tensor) -> torch.Tensor:
+def _dequantised(layer: LoraLayer, held: torch.Tensor) -> torch.Tensor:
     weight = layer.get_base_layer().weight
     if getattr(weight, "quant_state", None) is None:
         return held
@@ -262,8 +263,8 @@ def count_weights(model: nn.Module) -> dict[str, int]:
     trainable = total = 0
     for parameter in model.parameters():
         count = parameter.numel()
-        if getattr(parameter, "quant_state", None) is not None:
-            count = parameter.quant_state.shape.numel()
+        if (quantised := getattr(parameter, "quant_state", None)) is not None:
+            count = quantised.shape.numel()
         total += count
         trainable += count if parameter.requires_grad else 0
     return {"trainable": trainable, "all": total}

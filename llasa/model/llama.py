@@ -90,7 +90,7 @@ def build_for_training(
     adapter = config.checkpoint is not None and is_adapter(config.checkpoint)
     require_trainable(finetune, config.name, config.checkpoint, adapter=adapter, extended=not speaks)
     card = CheckpointCard(PromptRules(), codec, max_length=0)
-    if speaks:
+    if speaks and config.checkpoint is not None:
         card = replace(CheckpointCard.load(config.checkpoint), quantisation=None)
         require_same_codec(card.codec, codec, config.checkpoint, "the store")
     else:
@@ -157,6 +157,7 @@ def _from_scratch(
 def _llama_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Any:
     from transformers import LlamaConfig
 
+    assert config.architecture is not None
     shape = asdict(config.architecture)
     theta = shape.pop("rope_theta")
     return LlamaConfig(

@@ -98,7 +98,7 @@ def summed_loss(
     return FusedLinearCrossEntropy.apply(hidden, weight, targets, config.loss_chunk_size, torch.is_grad_enabled())
 
 
-def plain_weight(lm_head: nn.Module) -> torch.Tensor | None:
+def plain_weight(lm_head: Any) -> torch.Tensor | None:
     """The matrix [vocabulary, hidden] if the head is just that, else none.
 
     peft's copy of a head that is trained beside adapters is one; a head with adapters, quantised, or with weights that
@@ -127,8 +127,8 @@ class FusedLinearCrossEntropy(torch.autograd.Function):
         matrix = weight.to(hidden.dtype)
         precise = torch.promote_types(hidden.dtype, torch.float32)
         loss = hidden.new_zeros((), dtype=precise)
-        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=precise) if needs_weight else None
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else hidden.new_empty(0)
+        grad_weight = torch.zeros_like(weight, dtype=precise) if needs_weight else weight.new_empty(0)
         buffer = hidden.new_empty(min(chunk_size, len(hidden)), len(weight))
         precise_buffer = buffer if buffer.dtype == precise else torch.empty_like(buffer, dtype=precise)
         for start in range(0, len(hidden), chunk_size):
@@ -154,7 +154,7 @@ class FusedLinearCrossEntropy(torch.autograd.Function):
                 torch.addmm(grad_weight, gradient.T, chunk, out_dtype=precise, out=grad_weight)
             elif needs_weight:  # without a GPU, products in bf16 are the slower ones
                 grad_weight.addmm_(logits.T, chunk.to(precise))
-        ctx.gradients = grad_hidden, grad_weight if grad_weight is None else grad_weight.to(weight.dtype)
+        ctx.gradients = grad_hidden if needs_hidden else None, grad_weight.to(weight.dtype) if needs_weight else None
         return loss
 
     @staticmethod

@@ -74,6 +74,7 @@ def model_shape(config: ModelConfig, num_codes: int) -> tuple[LlamaConfig, bool]
     from transformers import LlamaConfig
 
     if config.checkpoint is None:
+        assert config.architecture is not None
         shape = asdict(config.architecture)
         del shape["rope_theta"]
         return LlamaConfig(vocab_size=len(byte_tokenizer()) + len(MARKERS) + num_codes, **shape), True

@@ -92,7 +92,9 @@ def describe(codec: CodecSpec) -> str:
 def with_speaker_tags(speech: SpeechModel, tags: bool) -> SpeechModel:
     """The model with prompts as `speaker_tags` says, whatever those of the checkpoint were that it begins with."""
     rules = replace(speech.card.rules, speaker_tags=tags)
-    card = replace(speech.card, rules=rules, **({} if tags else {"speakers": (), "num_speakers": 0}))
+    card = replace(speech.card, rules=rules)
+    if not tags:
+        card = replace(card, speakers=(), num_speakers=0)
     return replace(speech, card=card, prompt=PromptBuilder(speech.tokenizer, speech.vocabulary, rules))
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from accelerate.utils import reduce
+from accelerate.utils import reduce, send_to_device
 from torch.nn.functional import cross_entropy, pad
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -38,6 +38,7 @@ from llasa.training.heldout_rows import HeldOutRows
 from llasa.training.saving import disk_failure, step_of
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import LlamaForCausalLM
 
     from llasa.tracking import Tracker
@@ -70,7 +71,7 @@ def score(
 
 
 @contextmanager
-def scoring(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
+def scoring(model: LlamaForCausalLM | PeftModel) -> Iterator[LlamaForCausalLM]:
     """The Llama inside of a model that trains, in evaluation mode and with :func:`score` as its forward.
 
     The forward is exchanged, not passed by: only inside of the model's own call are weights whole that FSDP2 has shared
@@ -132,7 +133,7 @@ class HeldOutCallback(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        model: torch.nn.Module | None = None,
+        model: Any = None,
         **kwargs: Any,
     ) -> None:
         step = state.global_step
@@ -151,7 +152,7 @@ class HeldOutCallback(TrainerCallback):
             )
         self.seconds += time.perf_counter() - began
 
-    def measure(self, model: torch.nn.Module, args: TrainingArguments) -> np.ndarray:
+    def measure(self, model: LlamaForCausalLM | PeftModel, args: TrainingArguments) -> np.ndarray:
         """The tally of each example, float64 [examples, columns], added up over the processes."""
         rows, processes = self.rows.rows, args.world_size
         starts = np.cumsum([0, *map(len, rows)])
@@ -163,7 +164,7 @@ class HeldOutCallback(TrainerCallback):
             for first in range(0, len(rows), size * processes):
                 start = first + size * args.process_index
                 mine = rows[start : start + size] or rows[:size]
-                batch = {name: tensor.to(args.device) for name, tensor in self.collate(mine).items()}
+                batch = send_to_device(self.collate(mine), args.device)
                 targets, losses, guesses, examples = llama(**batch, chunk_size=self.chunk_size)
                 if start >= len(rows):
                     continue

@@ -30,7 +30,7 @@ on top. FSDP's terms are estimates: what is gathered is 2 layers, and embeddings
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -39,6 +39,10 @@ from llasa.model.finetune import is_tied
 from llasa.model.loss import loss_bytes
 from llasa.training.cost import head_width
 from llasa.training.optim import EIGHT_BIT
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import LlamaForCausalLM
 
 FOUR_BIT = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes of an NF4 number: 4 bits, a byte of scale for 64, and the scale of 256 of these (arXiv 2305.14314)."""
@@ -154,7 +158,7 @@ class ModelBytes:
     unknown_optimizer: str | None = None
 
 
-def model_bytes(model: torch.nn.Module, optimizer: dict[str, Any], finetune: FinetuneConfig) -> ModelBytes:
+def model_bytes(model: LlamaForCausalLM | PeftModel, optimizer: dict[str, Any], finetune: FinetuneConfig) -> ModelBytes:
     """Weights, gradients and states of a model, which may be on the meta device.
 
     Args:

@@ -50,7 +50,7 @@ class MuonAdamW(torch.optim.Optimizer):
         super().__init__([group for _, part in self.parts for group in part.param_groups], {})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step of both.
 
         The parts own nothing: they are handed the groups and the state of this optimizer, which loading a state, or

@@ -39,4 +39,4 @@ class FirstStep:
 
 def overfit_batch(data: PackedRows, rows_per_step: int) -> None:
     """Make every step of ``data`` its first one."""
-    data.plan = FirstStep(data.plan, rows_per_step)  # type: ignore[assignment] - it answers as a plan does
+    data.plan = FirstStep(data.plan, rows_per_step)  # type: ignore[assignment]  # it answers as a plan does

@@ -103,12 +103,13 @@ def build_samples(
         return None
     # Loaded now, that a wrong name is told before the first step, and in the first process, which listens.
     loaded: list[Recognizer] = []
-    if settings.asr is not None:
-        first_decides(lambda: loaded.append(load_recognizer(settings.asr)), device)
+    if (asr := settings.asr) is not None:
+        first_decides(lambda: loaded.append(load_recognizer(asr)), device)
     if parallel != "fsdp" and not is_first_process():
         return None
     engine.batch_size = len(sentences)
-    return SamplesCallback(settings, sentences, synthesizer, sampling, run, device, next(iter(loaded), None))
+    heard_by = next(iter(loaded), None)
+    return SamplesCallback(settings, sentences, synthesizer, sampling, run, device, heard_by, shared=engine.synced)
 
 
 def shipped_sentences(
@@ -167,12 +168,13 @@ class SamplesCallback(TrainerCallback):
         run: Path,
         device: str,
         recognizer: Recognizer | None,
+        shared: bool = False,
     ) -> None:
         self.config, self.sentences, self.synthesizer, self.sampling = config, sentences, synthesizer, sampling
         self.folder, self.device, self.recognizer = run / FOLDER, device, recognizer
         self.tracker: Tracker | None = None
         self.seconds = 0.0
-        self._shared = synthesizer.engine.synced
+        self._shared = shared
         self._first = is_first_process()
         self._off = False
 
@@ -203,8 +205,8 @@ class SamplesCallback(TrainerCallback):
         if not self._off:
             with self._or_off("the model cannot speak"):
                 texts, languages = zip(*((s.text, s.language) for s in self.sentences), strict=True)
-                settings = {"seed": self.config.seed, "languages": languages}
-                generated = self.synthesizer.generate(texts, self.sampling, **settings)
+                seed = self.config.seed
+                generated = self.synthesizer.generate(texts, self.sampling, seed=seed, languages=languages)
                 if self._first:
                     results = self.synthesizer.decode(generated)
         return results

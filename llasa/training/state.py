@@ -13,7 +13,7 @@ import json
 import math
 import shutil
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,22 +74,32 @@ def resumable_state(run: Path, config: dict[str, Any], store: dict[str, Any]) ->
     Raises:
         UserError: resume with nothing to continue or another config or store; a new run in a folder that holds one.
     """
+    saved = wanted_state(run, config["resume"])
+    if saved is not None:
+        saved = replace(saved, changed=accepted_changes(run, saved, config, store))
+    shutil.rmtree(run / STATE / PARTIAL, ignore_errors=True)
+    return saved
+
+
+def wanted_state(run: Path, resume: bool | str) -> SavedState | None:
+    """What ``resume`` (true, false or auto) asks for in a run folder: its newest whole state, or none for a new run.
+
+    Raises:
+        UserError: nothing to continue, or a new run in a folder that holds one.
+    """
     states = any((run / STATE).glob("checkpoint-*"))
-    if not (states if config["resume"] == "auto" else config["resume"]):
+    if not (states if resume == "auto" else resume):
         if states or (run / "checkpoint").exists():
             raise UserError(
                 f"{run} holds a run already",
                 remedy=f"continue it with resume=true output_dir={run}, or choose another output_dir=",
             )
-        saved = None
-    else:
-        saved = newest_state(run)
-        if saved is None:
-            raise UserError(
-                f"there is nothing to resume in {run}", remedy="name the run with output_dir=, or leave out resume"
-            )
-        saved = SavedState(**vars(saved) | {"changed": accepted_changes(run, saved, config, store)})
-    shutil.rmtree(run / STATE / PARTIAL, ignore_errors=True)
+        return None
+    saved = newest_state(run)
+    if saved is None:
+        raise UserError(
+            f"there is nothing to resume in {run}", remedy="name the run with output_dir=, or leave out resume"
+        )
     return saved
 
 

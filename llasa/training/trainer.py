@@ -38,6 +38,8 @@ class SpeechTrainer(Trainer):
     """
 
     train_dataset: PackedRows
+    optimizer: torch.optim.Optimizer
+    lr_scheduler: torch.optim.lr_scheduler.LRScheduler
 
     def __init__(
         self,

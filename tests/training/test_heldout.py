@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainingArguments
 
-import llasa.training.run
+import llasa.training.job
 from llasa.config import FinetuneConfig, LoggerConfig
 from llasa.corpus.store import plan_shards, write_manifest, write_plan, write_shard
 from llasa.entry import compose_config
@@ -342,7 +342,7 @@ def test_it_is_measured_every_so_often_and_once_at_the_end(store, tmp_path, ever
 def run(store, folder, *overrides):
     config = compose_config("train", [*RUN, f"store={store}", f"output_dir={folder}", *overrides])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(llasa.training.run, "build_for_training", build_noisy_model)
+        patch.setattr(llasa.training.job, "build_for_training", build_noisy_model)
         return train(config)
 
 

@@ -24,7 +24,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import llasa.training.run
+import llasa.training.job
 from llasa.entry import compose_config
 from llasa.errors import UserError
 from llasa.packing.dataset import PackedRows
@@ -44,7 +44,7 @@ PROCESSES.set_forkserver_preload([__name__])
 def run(store, folder, *overrides):
     config = compose_config("train", [*FAST, f"store={store}", f"output_dir={folder}", *overrides])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(llasa.training.run, "build_for_training", build_noisy_model)
+        patch.setattr(llasa.training.job, "build_for_training", build_noisy_model)
         return train(config)
 
 
@@ -430,7 +430,7 @@ def without_room(name, limit, log, *arguments):
     """A run whose files may not be over ``limit`` bytes from the first call of a function on."""
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), 2)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    module = PackedRows if name == "__getitem__" else llasa.training.run
+    module = PackedRows if name == "__getitem__" else llasa.training.job
     original = getattr(module, name)
 
     def no_room(*values, **named):

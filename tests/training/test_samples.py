@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
-import llasa.training.run as run_module
+import llasa.training.job as job_module
 from llasa.audio import decode_audio
 from llasa.config import FinetuneConfig, SamplesConfig, SamplingConfig
 from llasa.corpus.espeak import SENTENCES, EspeakSource
@@ -57,7 +57,7 @@ class RecordingTracker(Tracker):
 @pytest.fixture(autouse=True)
 def media(monkeypatch):
     MEDIA.clear()
-    monkeypatch.setattr(run_module, "Tracker", RecordingTracker)
+    monkeypatch.setattr(job_module, "Tracker", RecordingTracker)
     return MEDIA
 
 
@@ -92,7 +92,7 @@ def trained(espeak_store, tmp_path_factory):
     folder = tmp_path_factory.mktemp("samples") / "run"
     MEDIA.clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "Tracker", RecordingTracker)
+        patch.setattr(job_module, "Tracker", RecordingTracker)
         run(espeak_store, folder, "trainer.max_steps=2", "samples.every=1", "samples.seed=7")
     return folder, list(MEDIA)
 
