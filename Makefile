@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-gpu test-vllm test-all lint clean
+.PHONY: setup demo test coverage test-gpu test-vllm test-all lint bench bench-gpu clean
 
 setup: $(READY)
 
@@ -22,10 +22,16 @@ demo: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # A process for each core, and a thread for each process: more threads than cores wait for each other.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n auto --dist worksteal
+
+# The same, and what share of llasa/ was run, by room.
+coverage: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n auto --dist worksteal --cov --cov-report=
+	$(BIN)/python tests/coverage_by_room.py
 
 # Liger patches Llama for its whole process, so the tests that need a GPU have a process of their own.
 test-gpu: setup
@@ -37,6 +43,12 @@ test-vllm:
 
 test-all: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n auto --dist worksteal
+
+# The benchmarks of the README's table, on a GPU where there is one; draw.py writes table and figures from what is committed.
+bench: setup
+	$(BIN)/python experiments/benchmarks/origin.py --output experiments/benchmarks/origin-cpu.json
+	$(BIN)/python experiments/benchmarks/growth.py --output experiments/benchmarks/growth-cpu.json
+	$(BIN)/python experiments/benchmarks/draw.py
 
 clean:
 	rm -rf $(VENV) outputs/demo

@@ -10,34 +10,24 @@ random weights; without, a tiny one of the same architecture, and Codec2.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import platform
-import resource
 import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from experiments.benchmarks.harness import ROOT, alternate, clip_seconds, command_line, run, timed
 
 ORIGIN_ROW_BYTES = 2048 * 4
-MEAN_SECONDS, SIGMA = 10.0, 0.5
-
-
-def lengths(count: int, seed: int = 0) -> np.ndarray:
-    """Seconds of ``count`` clips: log-normal, mean 10, within the default filters."""
-    rng = np.random.default_rng(seed)
-    return np.clip(rng.lognormal(np.log(MEAN_SECONDS) - SIGMA**2 / 2, SIGMA, count), 0.5, 29.0)
 
 
 def clip(seconds: float, seed: int, rate: int) -> np.ndarray:
@@ -55,24 +45,13 @@ def write_corpus(folder: Path, count: int, rate: int = 24_000) -> float:
     folder.mkdir(parents=True)
     lines = ["file_name,text,speaker"]
     total = 0.0
-    for index, seconds in enumerate(lengths(count)):
+    for index, seconds in enumerate(clip_seconds(count)):
         soundfile.write(folder / f"{index}.flac", clip(seconds, index, rate), rate)
         words = " ".join(["parola"] * max(1, round(seconds * 2)))
         lines.append(f"{index}.flac,{words} {index},s{index % 7}")
         total += int(seconds * rate) / rate
     (folder / "metadata.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return total
-
-
-def alternate(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each side, run in turn so that a slow minute of the machine meets all of them."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(repeats):
-        for name, function in sides.items():
-            begin = time.perf_counter()
-            function()
-            times[name].append(time.perf_counter() - begin)
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def codec(name: str, workspace: Path, **options: Any) -> Any:
@@ -104,7 +83,7 @@ def batched(workspace: Path) -> dict[str, Any]:
 
     cuda = torch.cuda.is_available()
     count = 512 if cuda else 48
-    clips = [clip(seconds, index, 16_000) for index, seconds in enumerate(lengths(count))]
+    clips = [clip(seconds, index, 16_000) for index, seconds in enumerate(clip_seconds(count))]
     seconds = sum(len(waveform) for waveform in clips) / 16_000
     results = {}
     for precision in ("fp32", "bf16") if cuda else ("fp32",):
@@ -119,7 +98,7 @@ def batched(workspace: Path) -> dict[str, Any]:
             return built.encode(clips)
 
         same = all(np.array_equal(a, b) for a, b in zip(alone(), together(), strict=False))
-        took = alternate({"one by one": alone, "batched": together}, 3)
+        took = alternate({"one by one": partial(timed, alone), "batched": partial(timed, together)}, 3)
         real_time = {"one by one": alone_seconds / took["one by one"], "batched": seconds / took["batched"]}
         results[precision] = {
             "codec": "full" if cuda else "tiny",
@@ -248,7 +227,7 @@ def scaling(workspace: Path, count: int, options: list[str]) -> dict[str, Any]:
     seconds = write_corpus(corpora["corpus"], count)
     write_corpus(corpora["two clips"], 2)
 
-    def run(name: str, processes: int) -> Callable[[], None]:
+    def seconds_of(name: str, processes: int) -> Callable[[], float]:
         def once() -> None:
             store = workspace / "store"
             shutil.rmtree(store, ignore_errors=True)
@@ -257,9 +236,9 @@ def scaling(workspace: Path, count: int, options: list[str]) -> dict[str, Any]:
                            f"shard_rows={shard_rows}")  # fmt: skip
             subprocess.run(line, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
-        return once
+        return partial(timed, once)
 
-    took = alternate({f"{name}, {n}": run(name, n) for name in corpora for n in (1, 2)}, 3)
+    took = alternate({f"{name}, {n}": seconds_of(name, n) for name in corpora for n in (1, 2)}, 3)
     one, two = (took[f"corpus, {n}"] - took[f"two clips, {n}"] for n in (1, 2))
     return {
         "audio_seconds": round(seconds),
@@ -294,52 +273,12 @@ def million_rows(workspace: Path) -> dict[str, Any]:
     begin = time.perf_counter()
     write_manifest(store, shards, plan, {})
     manifest = time.perf_counter() - begin
-    opening = alternate({"open": lambda: TokenStore(store)}, 5)["open"]
+    opening = alternate({"open": lambda: timed(lambda: TokenStore(store))}, 5)["open"]
     return {"rows": 1_000_000, "shards": len(shards), "open_seconds": round(opening, 2),
             "manifest_seconds": round(manifest, 2)}  # fmt: skip
 
 
-MEASUREMENTS: dict[str, Callable[[Path], dict[str, Any]]] = {
-    "batched": batched,
-    "pipeline": pipeline,
-    "memory": memory,
-    "workers": workers,
-    "million_rows": million_rows,
-}
-
-
-def machine() -> dict[str, Any]:
-    import torch
-
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return {
-        "gpu": device,
-        "cpu": platform.machine(),
-        "cores": os.cpu_count(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-    }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, help="also write the JSON here")
-    parser.add_argument("--only", nargs="+", choices=MEASUREMENTS, default=list(MEASUREMENTS))
-    arguments = parser.parse_args()
-
-    from llasa.provenance import git_commit
-
-    report: dict[str, Any] = {"commit": git_commit(), "machine": machine()}
-    with tempfile.TemporaryDirectory(prefix="llasa-bench-") as folder:
-        for name in arguments.only:
-            print(f"{name} …", file=sys.stderr)
-            report[name] = MEASUREMENTS[name](Path(folder))
-    report["peak_mb_of_this_process"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-    text = json.dumps(report, indent=2)
-    print(text)
-    if arguments.output:
-        arguments.output.write_text(text + "\n", encoding="utf-8")
-
+PARTS = (batched, pipeline, memory, workers, million_rows)
 
 if __name__ == "__main__":
-    main()
+    run(command_line(__doc__, PARTS).parse_args(), PARTS)

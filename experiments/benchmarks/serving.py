@@ -11,16 +11,12 @@ with it. About ten minutes on two cores, five on a GPU.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import itertools
-import json
 import os
-import platform
 import re
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -33,6 +29,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from experiments.benchmarks.harness import command_line, run
 from experiments.serving_soak.client import Answer, speak
 from experiments.serving_soak.server import Server, save_nano, serving
 
@@ -293,36 +290,18 @@ PARTS = (first_byte, streams, throughput, recovery, overload)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path)
+    parser = command_line(__doc__, PARTS)
     parser.add_argument("--checkpoint", type=Path, help="of the CPU's; none = random weights")
     parser.add_argument("--quick", action="store_true", help="short runs, whose figures mean nothing")
-    parser.add_argument("--only", nargs="+", choices=[part.__name__ for part in PARTS])
     arguments = parser.parse_args()
-    import torch
-
-    results: dict[str, Any] = {
-        "machine": {
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-            "cpu": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "torch": torch.__version__,
-            "threads_of_the_server": os.environ.get("OMP_NUM_THREADS", "1"),
-        },
-        "predicted": PREDICTED,
-    }
-    if arguments.output and arguments.output.is_file() and arguments.only:
-        results = json.loads(arguments.output.read_text())
-    with tempfile.TemporaryDirectory(prefix="llasa-benchmark-") as folder:
-        setting = build_setting(Path(folder), arguments.checkpoint, arguments.quick)
-        for part in PARTS:
-            if arguments.only and part.__name__ not in arguments.only:
-                continue
-            print(f"{part.__name__} …", file=sys.stderr, flush=True)
-            results[part.__name__] = part(setting)
-            if arguments.output:
-                arguments.output.write_text(json.dumps(results, indent=2) + "\n")
-    print(json.dumps(results, indent=2))
+    threads = os.environ.get("OMP_NUM_THREADS", "1")
+    run(
+        arguments,
+        PARTS,
+        lambda folder: build_setting(folder, arguments.checkpoint, arguments.quick),
+        threads_of_the_server=threads,
+        predicted=PREDICTED,
+    )
 
 
 if __name__ == "__main__":

@@ -9,12 +9,7 @@ no side ends early: END is not allowed before.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
-from experiments.benchmarks.preprocess import alternate, codec
+from experiments.benchmarks.harness import alternate, command_line, run, timed
+from experiments.benchmarks.preprocess import codec
 from llasa.codec.base import Codec
 from llasa.config import SamplingConfig
 from llasa.generation.decoding import Decoder
@@ -110,7 +106,8 @@ def batches(subject: Subject) -> dict[str, Any]:
         engine.generate(subject.speech, requests, SAMPLING)
 
     sides = {f"batch_{size}": partial(ours, size) for size in BATCHES}
-    took = alternate(sides | {"transformers_generate_32": partial(plain_generate, subject, requests)}, 3)
+    sides["transformers_generate_32"] = partial(plain_generate, subject, requests)
+    took = alternate({name: partial(timed, side) for name, side in sides.items()}, 3)
     result: dict[str, Any] = {"sentences": 32, "codes": total}
     for name, seconds in took.items():
         result[name] = {
@@ -188,7 +185,7 @@ def codec_share(subject: Subject) -> dict[str, Any]:
         "model": lambda: engine.generate(subject.speech, requests, SAMPLING),
         "codec": lambda: subject.codec.decode([result.codes for result in results]),
     }
-    took = alternate(sides, 3)
+    took = alternate({name: partial(timed, side) for name, side in sides.items()}, 3)
     return {"codec_share": round(took["codec"] / (took["model"] + took["codec"]), 4)}
 
 
@@ -228,33 +225,5 @@ def streams(subject: Subject) -> dict[str, Any]:
 PARTS = (batches, first_audio, codec_share, streams)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--only", nargs="+", choices=[part.__name__ for part in PARTS])
-    arguments = parser.parse_args()
-    results: dict[str, Any] = {
-        "machine": {
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-            "cpu": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-        }
-    }
-    if arguments.output and arguments.output.is_file() and arguments.only:
-        results = json.loads(arguments.output.read_text())
-    with tempfile.TemporaryDirectory(prefix="llasa-benchmark-") as folder:
-        subject = build_subject(Path(folder))
-        for part in PARTS:
-            if arguments.only and part.__name__ not in arguments.only:
-                continue
-            print(f"{part.__name__} …", file=sys.stderr, flush=True)
-            results[part.__name__] = part(subject)
-            if arguments.output:
-                arguments.output.write_text(json.dumps(results, indent=2) + "\n")
-    print(json.dumps(results, indent=2))
-
-
 if __name__ == "__main__":
-    main()
+    run(command_line(__doc__, PARTS).parse_args(), PARTS, build_subject)

@@ -11,26 +11,32 @@ What needs a GPU is in train_gpu.py.
 
 from __future__ import annotations
 
-import argparse
 import gc
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-MEAN_SECONDS, SIGMA = 10.0, 0.5
+from experiments.benchmarks.harness import (
+    ROOT,
+    alternate,
+    clip_seconds,
+    command_line,
+    in_a_process,
+    lines_of,
+    peak_memory,
+    run,
+    timed,
+    write_tokens,
+)
+
 CODEBOOK = 2800
 MAX_LENGTH = 2048
 MODEL = [
@@ -48,75 +54,17 @@ MODEL = [
 ]
 
 
-def seconds_of(count: int, seed: int = 0) -> np.ndarray:
-    """Seconds of ``count`` clips: log-normal, mean 10, within the default filters."""
-    rng = np.random.default_rng(seed)
-    return np.clip(rng.lognormal(np.log(MEAN_SECONDS) - SIGMA**2 / 2, SIGMA, count), 0.5, 29.0)
-
-
 def write_store(root: Path, count: int) -> Path:
     """A token store of random codes and of sentences of 4 bytes a second of speech."""
     from llasa.codec.base import CodecSpec
-    from llasa.corpus.store import plan_shards, write_manifest, write_plan, write_shard
-    from llasa.types import EncodedUtterance
 
-    rng = np.random.default_rng(0)
     spec = CodecSpec("benchmark", "benchmark-1", 16_000, 50.0, CODEBOOK, ((0, CODEBOOK),))
-    rows = [
-        EncodedUtterance(
-            id=str(index),
-            text="a" * round(4 * seconds),
-            text_given="",
-            speaker="a",
-            language="it",
-            seconds=float(seconds),
-            codes=rng.integers(0, CODEBOOK, int(50 * seconds)).astype(np.uint16),
-        )
-        for index, seconds in enumerate(seconds_of(count))
-    ]
-    plan = {"codec": spec.to_dict(), "source": {"name": "benchmark"}}
-    write_plan(root, plan)
-    shards = plan_shards({"train": count}, 1000)
-    for shard in shards:
-        write_shard(root, shard, spec, rows[shard.start : shard.stop], [])
-    write_manifest(root, shards, plan, {})
-    return root
-
-
-def alternate(sides: dict[str, Callable[[], float]], repeats: int) -> dict[str, float]:
-    """Median of what each side returns, run in turn so that a slow minute of the machine meets all of them."""
-    values: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(repeats):
-        for name, function in sides.items():
-            values[name].append(function())
-    return {name: statistics.median(measured) for name, measured in values.items()}
-
-
-def timed(function: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    function()
-    return time.perf_counter() - begin
-
-
-def lines_of(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return write_tokens(root, spec, lambda seconds: "a" * round(4 * seconds), clip_seconds(count))
 
 
 def tokens_per_second(run: Path) -> float:
     """Useful tokens a second of a run's steps but the first two, whose start-up is not a step's."""
     return statistics.median(line["tokens_per_second"] for line in lines_of(run)[2:])
-
-
-def peak_memory() -> int:
-    """Bytes of this process at its peak. Linux; `ru_maxrss` of a child would begin with that of its parent."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
-
-
-def peak_bytes(function: str, *arguments: Any) -> dict[str, Any]:
-    """Run a function of this file in a process of its own, which tells its peak memory beside the result."""
-    command = [sys.executable, __file__, "--call", function, json.dumps(arguments)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
 # What each part measures
@@ -135,13 +83,13 @@ def layout(workspace: Path) -> dict[str, Any]:
     }
     count = iter(range(1000))
 
-    def run(mode: str) -> float:
+    def speed_of(mode: str) -> float:
         folder = workspace / f"{mode}-{next(count)}"
         overrides = [*MODEL, *modes[mode], f"packing.mode={mode}", "trainer.max_steps=8"]
         train(compose_config("train", [*overrides, f"store={store}", f"output_dir={folder}"]))
         return tokens_per_second(folder)
 
-    speed = alternate({mode: lambda mode=mode: run(mode) for mode in modes}, 3)
+    speed = alternate({mode: lambda mode=mode: speed_of(mode) for mode in modes}, 3)
     mean = mean_tokens(store)
     return {
         "tokens_per_second": {mode: round(value) for mode, value in speed.items()},
@@ -174,7 +122,7 @@ def loss(workspace: Path) -> dict[str, Any]:
     hidden, tokens = 512, 2048
     sides = {"chunked": loss_function(True, tokens, hidden), "full": loss_function(False, tokens, hidden)}
     seconds = alternate({name: lambda function=function: timed(function) for name, function in sides.items()}, 3)
-    peaks = {name: peak_bytes("loss_peak", name == "chunked", tokens, hidden)["bytes"] for name in sides}
+    peaks = {name: in_a_process(loss_peak, name == "chunked", tokens, hidden)["bytes"] for name in sides}
     return {
         "tokens": tokens,
         "vocabulary": 193_800,
@@ -275,7 +223,7 @@ def processes(workspace: Path) -> dict[str, Any]:
     store = write_store(workspace / "store", 3000)
     count = iter(range(1000))
 
-    def run(launcher: list[str]) -> float:
+    def speed_of(launcher: list[str]) -> float:
         folder = workspace / f"processes-{next(count)}"
         settings = [*MODEL, "trainer.rows_per_step=8", "trainer.rows_per_device=4", "trainer.max_steps=8"]
         command = [sys.executable, *launcher, "train.py", *settings, f"store={store}", f"output_dir={folder}"]
@@ -284,7 +232,7 @@ def processes(workspace: Path) -> dict[str, Any]:
         return tokens_per_second(folder)
 
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    speed = alternate({"one": lambda: run([]), "two": lambda: run(torchrun)}, 2)
+    speed = alternate({"one": lambda: speed_of([]), "two": lambda: speed_of(torchrun)}, 2)
     return {
         "tokens_per_second": {name: round(value) for name, value in speed.items()},
         "ratio": round(speed["two"] / speed["one"], 2),
@@ -293,13 +241,13 @@ def processes(workspace: Path) -> dict[str, Any]:
 
 def plan(workspace: Path) -> dict[str, Any]:
     """The plan of an epoch of ten million examples: seconds, peak memory, share of the tokens that are examples."""
-    return {str(length): peak_bytes("plan_epoch", 10_000_000, length) for length in (2048, 8192)}
+    return {str(length): in_a_process(plan_epoch, 10_000_000, length) for length in (2048, 8192)}
 
 
 def plan_epoch(examples: int, max_length: int) -> dict[str, Any]:
     from llasa.packing.plan import PackingPlan
 
-    lengths = (seconds_of(examples) * 54).astype(np.int32) + 30
+    lengths = (clip_seconds(examples) * 54).astype(np.int32) + 30
     built = PackingPlan(np.minimum(lengths, max_length), max_length=max_length, window=16_384, seed=0)
     seconds = timed(lambda: built.epoch(0))
     return {
@@ -319,56 +267,18 @@ def recompute(workspace: Path) -> dict[str, Any]:
     store = write_store(workspace / "store", 1000)
     count = iter(range(1000))
 
-    def run(mode: str) -> float:
+    def speed_of(mode: str) -> float:
         folder = workspace / f"{mode}-{next(count)}"
         overrides = [*MODEL, "trainer.rows_per_step=4", "trainer.rows_per_device=4", "trainer.max_steps=6"]
         overrides += [f"trainer.activation_checkpointing={mode}", f"store={store}", f"output_dir={folder}"]
         train(compose_config("train", overrides))
         return tokens_per_second(folder)
 
-    speed = alternate({mode: lambda mode=mode: run(mode) for mode in ("none", "selective", "full")}, 2)
+    speed = alternate({mode: lambda mode=mode: speed_of(mode) for mode in ("none", "selective", "full")}, 2)
     return {mode: round(value / speed["none"], 2) for mode, value in speed.items()}
 
 
 PARTS = (layout, loss, states, loader, processes, plan, recompute)
-CALLED = {function.__name__: function for function in (loss_peak, plan_epoch)}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--only", nargs="+", choices=[part.__name__ for part in PARTS])
-    parser.add_argument("--call", nargs=2, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.call:
-        name, values = arguments.call
-        print(json.dumps(CALLED[name](*json.loads(values))))
-        return
-    import torch
-
-    results: dict[str, Any] = {
-        "machine": {
-            "gpu": "none",
-            "cpu": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-        }
-    }
-    if arguments.output and arguments.output.is_file() and arguments.only:
-        results = json.loads(arguments.output.read_text())
-    for part in PARTS:
-        if arguments.only and part.__name__ not in arguments.only:
-            continue
-        with tempfile.TemporaryDirectory(prefix="llasa-benchmark-") as folder:
-            os.environ["LLASA_CACHE"] = folder
-            print(f"{part.__name__} …", file=sys.stderr, flush=True)
-            results[part.__name__] = part(Path(folder))
-        text = json.dumps(results, indent=2)
-        if arguments.output:
-            arguments.output.write_text(text + "\n")
-    print(text)
-
 
 if __name__ == "__main__":
-    main()
+    run(command_line(__doc__, PARTS).parse_args(), PARTS, called=(loss_peak, plan_epoch))

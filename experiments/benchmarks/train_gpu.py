@@ -9,21 +9,17 @@ tiktoken` for Llama 3's tokenizer, and no hub.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
-import os
 import statistics
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from experiments.benchmarks.train import lines_of, seconds_of
+from experiments.benchmarks.harness import clip_seconds, command_line, lines_of, run, write_tokens
 
 SHAPES = {
     "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32},
@@ -35,30 +31,12 @@ BASE = ["model=llasa_1b", "logger=none", "device=cuda", "trainer.log_every=1", "
 
 def write_store(root: Path, count: int) -> Path:
     """A store of random XCodec2 codes with Italian-looking text."""
-    from llasa.corpus.store import plan_shards, write_manifest, write_plan, write_shard
     from llasa.model.checkpoint import PUBLISHED_CODEC
-    from llasa.types import EncodedUtterance
 
-    rng = np.random.default_rng(0)
-    rows = [
-        EncodedUtterance(
-            id=str(index),
-            text=" ".join(["parola"] * max(1, round(2 * seconds))),
-            text_given="",
-            speaker="a",
-            language="it",
-            seconds=float(seconds),
-            codes=rng.integers(0, 65_536, int(50 * seconds)).astype(np.uint16),
-        )
-        for index, seconds in enumerate(seconds_of(count))
-    ]
-    plan = {"codec": PUBLISHED_CODEC.to_dict(), "source": {"name": "benchmark"}}
-    write_plan(root, plan)
-    shards = plan_shards({"train": count}, 1000)
-    for shard in shards:
-        write_shard(root, shard, PUBLISHED_CODEC, rows[shard.start : shard.stop], [])
-    write_manifest(root, shards, plan, {})
-    return root
+    def text(seconds: float) -> str:
+        return " ".join(["parola"] * max(1, round(2 * seconds)))
+
+    return write_tokens(root, PUBLISHED_CODEC, text, clip_seconds(count))
 
 
 def write_model(folder: Path, size: str) -> Path:
@@ -208,27 +186,13 @@ PARTS = (chunks, utilisation, origin, largest)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--only", nargs="+", choices=[part.__name__ for part in PARTS])
+    parser = command_line(__doc__, PARTS)
     arguments = parser.parse_args()
     import torch
 
     if not torch.cuda.is_available():
         parser.error("needs a CUDA device; train.py measures what a CPU can")
-    results: dict[str, Any] = {
-        "machine": {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "cores": os.cpu_count()}
-    }
-    with tempfile.TemporaryDirectory(prefix="llasa-benchmark-") as folder:
-        os.environ["LLASA_CACHE"] = folder
-        for part in PARTS:
-            if arguments.only and part.__name__ not in arguments.only:
-                continue
-            print(f"{part.__name__} …", file=sys.stderr, flush=True)
-            results[part.__name__] = part(Path(folder))
-            if arguments.output:  # after each part: the device may be gone before the last
-                arguments.output.write_text(json.dumps(results, indent=2) + "\n")
-    print(json.dumps(results, indent=2))
+    run(arguments, PARTS)
 
 
 if __name__ == "__main__":
