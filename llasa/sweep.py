@@ -239,7 +239,7 @@ def _go_on_without_lost_jobs() -> None:
             return [JobReturn(status=JobStatus.COMPLETED)]
 
     results.of_library = of_library  # type: ignore[attr-defined]
-    SubmittedJob.results = results
+    SubmittedJob.results = results  # type: ignore[method-assign]  # submitit has no other way in
 
 
 def finish_sweep() -> tuple[UserError, int] | None:
@@ -254,9 +254,9 @@ def finish_sweep() -> tuple[UserError, int] | None:
     if sweep is None or not is_first_process() or not (jobs := sweep.jobs()):
         return None
     finished = [job for job in jobs if job.status == FINISHED]
-    valued = [job for job in finished if job.objective is not None]
+    valued = [(job.objective, job.number) for job in finished if job.objective is not None]
     choose = max if sweep.direction == "maximize" else min
-    best = choose(valued, key=lambda job: job.objective).number if valued else None
+    best = choose(valued, key=lambda job: job[0])[1] if valued else None
     report = {"objective": sweep.objective, "direction": sweep.direction, "best": best}
     write_json(sweep.folder / REPORT, report | {"jobs": [asdict(job) for job in jobs]})
     shutil.rmtree(sweep.folder / JOBS, ignore_errors=True)

@@ -31,6 +31,7 @@ GROUND_FLOOR = {
     "paths",
     "pictures",
     "provenance",
+    "report_page",
     "sweep",
     "tracking",
     "types",

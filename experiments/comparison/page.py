@@ -9,7 +9,6 @@ import json
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,7 @@ from experiments.comparison.style import (
 )
 from experiments.comparison.table import SEED, Comparison, is_numeric, label, setting
 from experiments.comparison.text import failed_line
-from llasa.provenance import write_atomically
+from llasa.report_page import write_report_page
 
 HERE = Path(__file__).parent
 MOST_POINTS = 1500
@@ -40,8 +39,10 @@ NOT_DRAWN = ("tokens", "audio_hours", "epoch", "step")
 
 def write_page(path: Path, comparison: Comparison, smoothing: float = 0.0) -> None:
     appearance = looks(comparison)
-    page = Template((HERE / "page.html").read_text(encoding="utf-8")).substitute(
-        title=escape(title(comparison)),
+    write_report_page(
+        path,
+        HERE / "page.html",
+        title=title(comparison),
         colours="\n".join(colours(number, appearance[run.name]) for number, run in enumerate(comparison.runs)),
         lead=lead(comparison),
         table=runs_table(comparison, appearance),
@@ -53,7 +54,6 @@ def write_page(path: Path, comparison: Comparison, smoothing: float = 0.0) -> No
         data=json.dumps(page_data(comparison, smoothing, appearance), allow_nan=False).replace("<", "\\u003c"),
         script=(HERE / "page.js").read_text(encoding="utf-8"),
     )
-    write_atomically(path, page.encode())
 
 
 def title(comparison: Comparison) -> str:

@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 import os
+import re
 import statistics
 import time
 from collections.abc import Sequence
@@ -232,9 +233,10 @@ def walk(path: Path) -> tuple[list[Path], list[Path]]:
     return runs, sweeps
 
 
-def natural(name: str) -> tuple[int, float, str]:
-    """Jobs are numbered: 2 comes before 10."""
-    return (0, float(name), "") if name.isdecimal() else (1, 0.0, name)
+def natural(text: str) -> list[tuple[bool, float, str]]:
+    """Sorts `it-4h` before `it-16h`, and job 2 before 10."""
+    parts = re.split(r"(\d+)", text)
+    return [(True, float(part), "") if part.isdecimal() else (False, 0.0, part) for part in parts]
 
 
 def read_run(folder: Path, name: str, job: Job | None = None) -> Run:

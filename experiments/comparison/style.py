@@ -7,13 +7,12 @@ with any kind of colour vision. Runs that differ in their seed alone look alike.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.comparison.reading import Run
+from experiments.comparison.reading import Run, natural
 from experiments.comparison.table import SEED, Comparison, is_numeric, setting
 
 OKABE_ITO = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -115,12 +114,6 @@ def in_legend_order(comparison: Comparison) -> list[Run]:
         return [(0, float(v), []) if isinstance(v, int | float) else (1, 0.0, natural(text)) for v, text in values]
 
     return sorted(comparison.runs, key=key)
-
-
-def natural(text: str) -> list[tuple[bool, float, str]]:
-    """Sorts `it-4h` before `it-16h`."""
-    parts = re.split(r"(\d+)", text)
-    return [(True, float(part), "") if part.isdecimal() else (False, 0.0, part) for part in parts]
 
 
 def categories(comparison: Comparison, key: str) -> list[str]:

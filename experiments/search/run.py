@@ -2,7 +2,7 @@
 
     python experiments/search/run.py CHECKPOINT SENTENCES RECORDINGS ASR OUTPUT [--temperature 1.3]
 
-One pool of candidates a sentence is made by `best_of` with every scorer; what a scorer chooses among N of them is then
+One pool of candidates a sentence is made by `BestOf` with every scorer; what a scorer chooses among N of them is then
 counted over all subsets of N, so that all N share the same speech. A beam search by likelihood is put beside best-of-N
 by likelihood, there and at a temperature at which sentences are lost sooner.
 
@@ -46,7 +46,7 @@ def measure(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], list[d
     from llasa.generation.engine_hf import TransformersEngine
     from llasa.generation.run import build_codec
     from llasa.generation.scoring import CharacterAccuracy, LengthPlausibility, Likelihood
-    from llasa.generation.search import best_of
+    from llasa.generation.search import BestOf
     from llasa.generation.synthesizer import Synthesizer
     from llasa.model.llama import load_for_inference
 
@@ -65,18 +65,16 @@ def measure(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], list[d
     }
 
     def by_beam(text: str, seed: int, sampling: SamplingConfig) -> dict[str, Any]:
-        from llasa.generation.beam_search import beam_search
+        from llasa.generation.beam_search import BeamSearch
 
-        steps = {"width": WIDTH, "candidates": CANDIDATES, "step_seconds": STEP_SECONDS}
-        result = beam_search(
-            synthesizer, text, sampling, **steps, step_scorers=likelihood, scorers=likelihood, seed=seed
-        )
+        search = BeamSearch(WIDTH, CANDIDATES, STEP_SECONDS, likelihood, likelihood)
+        result = search.speak(synthesizer, text, sampling, seed=seed)
         scores = judge(synthesizer, text, result.speech, scorers)
         return {"beam": scored(result.best) | {"scores": scores}, "beam_codes": result.codes_generated}
 
     def at_pool_temperature(text: str, seed: int) -> dict[str, Any]:
         sampling = SamplingConfig(temperature=arguments.temperature)
-        pool = best_of(synthesizer, text, sampling, n=POOL, scorers=scorers, seed=seed)
+        pool = BestOf(POOL, scorers).speak(synthesizer, text, sampling, seed=seed)
         # Greedily it says what it learned: no choice can be expected to do better.
         (floor,) = synthesizer.speak([text], SamplingConfig(temperature=0.0))
         candidates = {"pool": [*map(scored, pool.candidates)], "pool_codes": pool.codes_generated}
@@ -84,7 +82,7 @@ def measure(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], list[d
 
     def where_it_is_harder(text: str, seed: int) -> dict[str, Any]:
         sampling = SamplingConfig(temperature=arguments.harder)
-        pool = best_of(synthesizer, text, sampling, n=POOL, scorers=likelihood, seed=seed)
+        pool = BestOf(POOL, likelihood).speak(synthesizer, text, sampling, seed=seed)
         best = scored(pool.best) | {"scores": judge(synthesizer, text, pool.speech, scorers)}
         return {"best": best, "pool_codes": pool.codes_generated} | by_beam(text, seed, sampling)
 

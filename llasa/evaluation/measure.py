@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -21,38 +21,22 @@ from llasa.audio import decode_audio
 from llasa.config import EvaluateConfig
 from llasa.corpus.recognition import Recognizer
 from llasa.errors import UserError
+from llasa.evaluation.dnsmos import Dnsmos
 from llasa.evaluation.sentences import Sentence
+from llasa.evaluation.similarity import SpeakerEncoder, similarity
 from llasa.evaluation.speed import relative_speed, speaking_rate, spoken_seconds
 from llasa.evaluation.statistics import proportion_interval
 from llasa.evaluation.systems import Clip, System
 from llasa.evaluation.words import character_errors, repeated_words, skipped_words, word_errors
 
-
-class Listener(Protocol):
-    """What :class:`llasa.corpus.recognition.Recognizer` can do."""
-
-    name: str
-
-    def transcribe(self, waveform: np.ndarray, sample_rate: int, language: str) -> str: ...
-
-
-class VoiceEncoder(Protocol):
-    """What :class:`llasa.evaluation.similarity.SpeakerEncoder` can do."""
-
-    def embed(self, waveform: np.ndarray, sample_rate: int) -> np.ndarray: ...
-
-
-class Judge(Protocol):
-    """What :class:`llasa.evaluation.dnsmos.Dnsmos` can do."""
-
-    def score(self, waveform: np.ndarray, sample_rate: int) -> dict[str, float]: ...
+T = TypeVar("T")
 
 
 @dataclass
 class Measures:
-    listener: Listener | None = None
-    encoder: VoiceEncoder | None = None
-    judge: Judge | None = None
+    listener: Recognizer | None = None
+    encoder: SpeakerEncoder | None = None
+    judge: Dnsmos | None = None
     notes: list[str] = field(default_factory=list)
     """Why a measure is none, for the report."""
 
@@ -73,25 +57,20 @@ def load_measures(config: EvaluateConfig) -> Measures:
         word_errors("a", "a", "en")  # here, and not after an hour of speech, its package is found to be missing
         measures.listener = Recognizer(config.asr)
 
-    def similarity() -> VoiceEncoder:
-        from llasa.evaluation.similarity import SpeakerEncoder
-
-        return SpeakerEncoder(config.speaker_model, config.device)
-
-    def dnsmos() -> Judge:
-        from llasa.evaluation.dnsmos import Dnsmos
-
-        return Dnsmos()
-
     if config.store is None:
         measures.notes.append("No speaker similarity and no relative speed: a list of texts has no recordings.")
     else:
-        measures.encoder = optional(similarity, config.metrics.similarity, "speaker similarity", measures.notes)
-    measures.judge = optional(dnsmos, config.metrics.dnsmos, "DNSMOS", measures.notes)
+        measures.encoder = optional(
+            lambda: SpeakerEncoder(config.speaker_model, config.device),
+            config.metrics.similarity,
+            "speaker similarity",
+            measures.notes,
+        )
+    measures.judge = optional(Dnsmos, config.metrics.dnsmos, "DNSMOS", measures.notes)
     return measures
 
 
-def optional(load: Callable[[], Any], wanted: bool | None, what: str, notes: list[str]) -> Any:
+def optional(load: Callable[[], T], wanted: bool | None, what: str, notes: list[str]) -> T | None:
     """Load a measure; one that nobody asked for may be missing, and the report then says why."""
     if wanted is False:
         return None
@@ -140,9 +119,9 @@ def measure(
             durations[clip.file] = spoken_seconds(*decode_audio(clip.file))
         return durations[clip.file]
 
-    def voice(clip: Clip, sound: tuple[np.ndarray, int] | None = None) -> np.ndarray:
+    def voice(encoder: SpeakerEncoder, clip: Clip, sound: tuple[np.ndarray, int] | None = None) -> np.ndarray:
         if clip.file not in voices:
-            voices[clip.file] = measures.encoder.embed(*(sound or decode_audio(clip.file)))
+            voices[clip.file] = encoder.embed(*(sound or decode_audio(clip.file)))
         return voices[clip.file]
 
     rows = []
@@ -158,15 +137,13 @@ def measure(
                 other = compared.of(sentence, system) if compared else None
                 row["similarity"] = None
                 if measures.encoder is not None and other is not None:
-                    from llasa.evaluation.similarity import similarity
-
-                    row["similarity"] = similarity(voice(clip, sound), voice(other))
+                    row["similarity"] = similarity(voice(measures.encoder, clip, sound), voice(measures.encoder, other))
                 row["dnsmos"] = measures.judge.score(*sound) if measures.judge is not None else None
                 row["spoken_seconds"] = spoken_seconds(*sound)
                 row["speaking_rate"] = speaking_rate(sentence.text, row["spoken_seconds"], sentence.language)
                 same = compared.same(sentence, system) if compared else None
                 row["relative_speed"] = relative_speed(
-                    sentence.text, row["spoken_seconds"], duration(same), language=sentence.language
+                    sentence.text, row["spoken_seconds"], duration(same), sentence.language
                 ) if same else None  # fmt: skip
                 rows.append(row)
                 progress.update()
@@ -190,7 +167,7 @@ def describe(sentence: Sentence, clip: Clip, system: System, output: Path) -> di
     }
 
 
-def hear(sentence: Sentence, sound: tuple[np.ndarray, int], listener: Listener | None) -> dict[str, Any]:
+def hear(sentence: Sentence, sound: tuple[np.ndarray, int], listener: Recognizer | None) -> dict[str, Any]:
     if listener is None:
         return {"heard": None, "words": None, "characters": None, "repeated_words": None, "skipped_words": None}
     heard = listener.transcribe(*sound, sentence.language)

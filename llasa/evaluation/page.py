@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from llasa.evaluation.page_clips import choose, clips_about, heads, line, orders, rank
 from llasa.evaluation.report import METRICS, Metric
-from llasa.provenance import write_atomically
+from llasa.report_page import fact_list, write_report_page
 
 TEMPLATE = Path(__file__).with_name("page.html")
 PANELS = ("wer", "cer", "similarity", "dnsmos_ovrl", "relative_speed", "unfinished")
@@ -34,8 +33,10 @@ def write_page(path: Path, report: dict[str, Any], folder: Path, clips: int) -> 
     ranking = rank(report)
     chosen = choose(ranking, clips)
     shown = [metric for metric in METRICS if any(metric.key in s["metrics"] for s in report["systems"])]
-    page = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        title=escape(title(report)),
+    write_report_page(
+        path,
+        TEMPLATE,
+        title=title(report),
         facts=facts(report),
         notes="".join(f'<p class="note">{escape(note)}</p>' for note in report["notes"]),
         summary=summary(report, shown),
@@ -47,7 +48,6 @@ def write_page(path: Path, report: dict[str, Any], folder: Path, clips: int) -> 
         clips="\n".join(line(number, name, systems, rows, folder) for number, name in enumerate(chosen, start=1)),
         footer=footer(report),
     )
-    write_atomically(path, page.encode())
 
 
 def title(report: dict[str, Any]) -> str:
@@ -56,15 +56,15 @@ def title(report: dict[str, Any]) -> str:
 
 def facts(report: dict[str, Any]) -> str:
     store = report["store"]
-    named = [
-        (f"{report['sentences']:,}", "sentences"),
-        (store["path"] if store else report["texts"], f"split {store['split']}" if store else "texts"),
-        (Path(report["asr"]).name if report["asr"] else "none", "recogniser"),
-        (report["reference"] or "none", "reference of voice and speed"),
-        (report["device"], "device"),
-    ]
-    items = "".join(f"<li><b>{escape(str(value))}</b><span>{escape(label)}</span></li>" for value, label in named)
-    return f'<ul class="facts">{items}</ul>'
+    return fact_list(
+        [
+            (f"{report['sentences']:,}", "sentences"),
+            (store["path"] if store else report["texts"], f"split {store['split']}" if store else "texts"),
+            (Path(report["asr"]).name if report["asr"] else "none", "recogniser"),
+            (report["reference"] or "none", "reference of voice and speed"),
+            (report["device"], "device"),
+        ]
+    )
 
 
 def summary(report: dict[str, Any], shown: Sequence[Metric]) -> str:

@@ -107,8 +107,7 @@ def cell(system: str, row: Row, longest: float, folder: Path) -> str:
     chips = [f"{row['seconds']:.1f} s"] + [
         f"{metric.title} {metric.show(values[metric.key])}"
         for metric in METRICS
-        if metric.key in ("wer", "cer", "similarity", "dnsmos_ovrl", "relative_speed")
-        and values[metric.key] is not None
+        if metric.key in ON_CLIPS and values[metric.key] is not None
     ]
     flags = [
         text

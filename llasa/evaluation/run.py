@@ -121,6 +121,7 @@ def read_sentences(
 ) -> list[Sentence]:
     if store is not None:
         return from_store(store, config.split, config.limit)
+    assert config.texts is not None, "neither a store nor texts"
     named = next((language for card in cards.values() for language in card.languages), "en")
     return from_texts(config.texts, config.language or named, config.limit)
 

@@ -11,32 +11,15 @@ SILENCE = 40.0
 """dB under the recording's level, as the corpus filters have it."""
 
 
-def speaking_rate(text: str, seconds: float, language: str | None = None) -> float:
-    """Letters per second; nan where nothing was said. Spaces and punctuation are no letters.
-
-    Args:
-        text: in its spoken form, or as written if ``language`` is given: "21" is spoken as 8 letters (it).
-    """
-    spoken = text if language is None else spoken_form(text, language)
-    letters = sum(character.isalpha() for character in spoken)
+def speaking_rate(text: str, seconds: float, language: str) -> float:
+    """Letters of the spoken form ("21" has 8 in Italian) per second; nan where nothing was said."""
+    letters = sum(character.isalpha() for character in spoken_form(text, language))
     return letters / seconds if letters and seconds > 0 else float("nan")
 
 
-def relative_speed(
-    text: str,
-    seconds: float,
-    reference_seconds: float,
-    *,
-    reference_text: str | None = None,
-    language: str | None = None,
-) -> float:
-    """Speaking rate by the reference's: 2 is twice as fast. nan where one of them says nothing.
-
-    Args:
-        reference_text: what the reference says if that is another text, as with a voice to clone.
-    """
-    reference = speaking_rate(text if reference_text is None else reference_text, reference_seconds, language)
-    return speaking_rate(text, seconds, language) / reference
+def relative_speed(text: str, seconds: float, reference_seconds: float, language: str) -> float:
+    """Speaking rate by that of the same text in so many seconds: 2 is twice as fast. nan where one says nothing."""
+    return speaking_rate(text, seconds, language) / speaking_rate(text, reference_seconds, language)
 
 
 def spoken_seconds(waveform: np.ndarray, sample_rate: int) -> float:

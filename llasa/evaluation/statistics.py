@@ -7,17 +7,15 @@ together (Bisani & Ney 2004, "Bootstrap estimates for confidence intervals in AS
 the same with denominators of 1. Intervals are BCa ones (Efron 1987), which correct the percentile interval for the
 skew of rates near zero: of simulated test sets of 20 utterances with an error rate of 10 %, 92 % of the 95 % intervals
 held the true rate; 93 % with 40 utterances and 95 % with 80 (percentiles: 90, 92, 94; 1,000 test sets each).
-Utterances of one speaker are more alike than those of two; ``groups`` draws speakers instead, which says how sure the
-number is for a new speaker.
 
-Utterances for which a value is nan were not measured and are left out. With fewer than two units there is no
-interval (nan). The same seed gives the same numbers. Cost: 0.1 s for 1,000 utterances, 1 s for 5,000, with a p-value.
+Utterances for which a value is nan were not measured and are left out. With fewer than two there is no interval (nan).
+The same seed gives the same numbers. Cost: 0.1 s for 1,000 utterances, 1 s for 5,000, with a p-value.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,12 +23,12 @@ import numpy as np
 from llasa.evaluation import optional_packages
 
 MAX_DRAWS = 2_000_000
-"""Indices held at once, 16 MB: resamples times units would be gigabytes for a large test split."""
+"""Indices held at once, 16 MB: resamples times utterances would be gigabytes for a large test split."""
 
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """``a`` minus ``b`` over the ``count`` units (utterances or groups) for which both have a value."""
+    """``a`` minus ``b`` over the ``count`` utterances for which both have a value."""
 
     difference: float
     low: float
@@ -47,16 +45,14 @@ def bootstrap_interval(
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
-    groups: Sequence[Hashable] | None = None,
 ) -> tuple[float, float]:
     """(low, high) of ``sum(numerators) / sum(denominators)``, or of the mean without denominators.
 
     Where every utterance has the same value, as with no error at all, both ends are that value: a bootstrap cannot
     see what never happened. For a share of utterances :func:`proportion_interval` can.
     """
-    ones = np.ones(len(numerators)) if denominators is None else denominators
-    values, sums = _units([numerators, ones], groups)
-    return _interval(values, sums, _ratio, confidence, resamples, seed)
+    values = _measured(numerators, np.ones(len(numerators)) if denominators is None else denominators)
+    return _interval(values, _ratio, confidence, resamples, seed)
 
 
 def paired_difference(
@@ -68,7 +64,6 @@ def paired_difference(
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
-    groups: Sequence[Hashable] | None = None,
 ) -> PairedDifference:
     """Ratio (or mean) of ``a`` minus that of ``b`` on the same utterances, in the same order.
 
@@ -79,15 +74,15 @@ def paired_difference(
 
     Args:
         denominators: those of both, or of ``a`` if ``b`` has its own.
-        groups: swap and draw whole groups (speakers).
     """
     assert len(a_num) == len(b_num), "not the same utterances"
-    ones = np.ones(len(a_num)) if denominators is None else denominators
-    values, units = _units([a_num, b_num, ones, ones if b_denominators is None else b_denominators], groups)
-    if units == 0:
-        return PairedDifference(*[float("nan")] * 4, count=0)
-    low, high = _interval(values, units, _difference, confidence, resamples, seed)
-    return PairedDifference(float(_difference(*values)), low, high, _p_value(values, units, resamples, seed), units)
+    ours = np.ones(len(a_num)) if denominators is None else denominators
+    values = _measured(a_num, b_num, ours, ours if b_denominators is None else b_denominators)
+    count, nan = values.shape[1], float("nan")
+    if count == 0:
+        return PairedDifference(nan, nan, nan, nan, count)
+    low, high = _interval(values, _difference, confidence, resamples, seed)
+    return PairedDifference(float(_difference(*values)), low, high, _p_value(values, resamples, seed), count)
 
 
 def proportion_interval(successes: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -100,18 +95,10 @@ def proportion_interval(successes: int, total: int, confidence: float = 0.95) ->
     return float(interval.low), float(interval.high)
 
 
-def _units(columns: list[Sequence[float]], groups: Sequence[Hashable] | None) -> tuple[np.ndarray, int]:
-    """float64 [columns, units], what was not measured left out and groups summed up; and the number of units."""
+def _measured(*columns: Sequence[float] | np.ndarray) -> np.ndarray:
+    """float64 [columns, utterances], without what was not measured."""
     values = np.array([np.asarray(column, dtype=np.float64) for column in columns])
-    measured = ~np.isnan(values).any(axis=0)
-    values = values[:, measured]
-    if groups is not None:
-        assert len(groups) == len(measured), "not one group an utterance"
-        places: dict[Hashable, int] = {}
-        kept = [group for group, there in zip(groups, measured, strict=True) if there]
-        index = np.array([places.setdefault(group, len(places)) for group in kept], dtype=np.int64)
-        values = np.array([np.bincount(index, weights=column, minlength=len(places)) for column in values])
-    return values, values.shape[1]
+    return values[:, ~np.isnan(values).any(axis=0)]
 
 
 def _ratio(numerators: np.ndarray, denominators: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -126,14 +113,10 @@ def _difference(
 
 
 def _interval(
-    values: np.ndarray,
-    units: int,
-    statistic: Callable[..., np.ndarray],
-    confidence: float,
-    resamples: int,
-    seed: int,
+    values: np.ndarray, statistic: Callable[..., np.ndarray], confidence: float, resamples: int, seed: int
 ) -> tuple[float, float]:
-    if units < 2:
+    count = values.shape[1]
+    if count < 2:
         return float("nan"), float("nan")
     with optional_packages("an interval"):
         from scipy.stats import bootstrap
@@ -147,33 +130,33 @@ def _interval(
             n_resamples=resamples,
             confidence_level=confidence,
             method="BCa",
-            batch=max(1, MAX_DRAWS // units),
+            batch=max(1, MAX_DRAWS // count),
             rng=np.random.default_rng(seed),
         )
     interval = np.array([result.confidence_interval.low, result.confidence_interval.high])
-    if not np.isfinite(interval).all():  # BCa's corrections are 0/0 where all draws, or all but one unit, are equal
+    if not np.isfinite(interval).all():  # BCa's corrections are 0/0 where all draws, or all but one clip, are equal
         tail = 100 * (1 - confidence) / 2
         interval = np.nanpercentile(result.bootstrap_distribution, [tail, 100 - tail])
     return float(interval[0]), float(interval[1])
 
 
-def _p_value(values: np.ndarray, units: int, resamples: int, seed: int) -> float:
-    """Units are named by their index, so that numerator and denominator change sides together."""
+def _p_value(values: np.ndarray, resamples: int, seed: int) -> float:
+    """Utterances are named by their index, so that numerator and denominator change sides together."""
     with optional_packages("a p-value"):
         from scipy.stats import permutation_test
-    numerators, denominators = np.concatenate(values[:2]), np.concatenate(values[2:])
+    count, numerators, denominators = values.shape[1], np.concatenate(values[:2]), np.concatenate(values[2:])
 
     def difference(ours: np.ndarray, theirs: np.ndarray, axis: int = -1) -> np.ndarray:
         ours, theirs = ours.astype(np.int64), theirs.astype(np.int64)
         return _difference(numerators[ours], numerators[theirs], denominators[ours], denominators[theirs], axis)
 
     result = permutation_test(
-        (np.arange(units), units + np.arange(units)),
+        (np.arange(count), count + np.arange(count)),
         difference,
         permutation_type="samples",
         vectorized=True,
         n_resamples=resamples,
-        batch=max(1, MAX_DRAWS // (4 * units)),
+        batch=max(1, MAX_DRAWS // (4 * count)),
         rng=np.random.default_rng(seed),
     )
     return float(result.pvalue)

@@ -183,8 +183,8 @@ def speak(
         for batch in batches(ordered, engine.batch_size):
             told = [(s.text, s.language, *([s.speaker] if card.rules.speaker_tags else [])) for s in batch]
             key = key_of(settings | {"texts": told})
-            known = [folder.get(sentence, key) for sentence in batch]
-            if None in known:
+            known = [clip for sentence in batch if (clip := folder.get(sentence, key)) is not None]
+            if len(known) < len(batch):
                 if synthesizer is None:
                     codec = codecs.get(card.codec, checkpoint)  # first: it may be the wrong one
                     synthesizer = Synthesizer(engine.load(checkpoint, device), codec, engine, "")
@@ -205,8 +205,7 @@ def say(
     began = time.perf_counter()
     card = synthesizer.speech.card
     speakers = [sentence.speaker if card.knows(sentence.speaker) else None for sentence in batch]
-    settings = {"seed": config.seed, "languages": languages, "speakers": speakers}
-    generated = synthesizer.generate(texts, config.sampling, **settings)
+    generated = synthesizer.generate(texts, config.sampling, seed=config.seed, languages=languages, speakers=speakers)
     between = time.perf_counter()
     spoken = synthesizer.decode(generated)
     ended = time.perf_counter()
@@ -232,20 +231,21 @@ def resynthesise(
     """Decode the store's own codes: what this codec makes of the recordings. ``codec`` is called where clips miss."""
     folder = ClipFolder(output / "audio" / folder_name(RESYNTHESIS))
     clips: dict[str, Clip] = {}
-    keys = {s.id: key_of({"codec": spec.fingerprint, "codes": s.codes.tolist()}) for s in sentences}
-    missing = []
+    missing: list[tuple[Sentence, np.ndarray, str]] = []
     for sentence in sentences:
-        clip = folder.get(sentence, keys[sentence.id])
+        assert sentence.codes is not None, "not of a store"
+        key = key_of({"codec": spec.fingerprint, "codes": sentence.codes.tolist()})
+        clip = folder.get(sentence, key)
         if clip is None:
-            missing.append(sentence)
+            missing.append((sentence, sentence.codes, key))
         else:
             clips[sentence.id] = clip
     with tqdm(total=len(missing), unit=" sentences", desc="codec decodes", disable=None) as progress:
-        for batch in batches(sorted(missing, key=lambda s: len(s.codes)), batch_size):
-            folder.forget(batch)
-            waveforms = codec().decode([sentence.codes for sentence in batch])
-            for sentence, waveform in zip(batch, waveforms, strict=True):
-                clips[sentence.id] = folder.put(sentence, keys[sentence.id], waveform, spec.sample_rate)
+        for batch in batches(sorted(missing, key=lambda row: len(row[1])), batch_size):
+            folder.forget([sentence for sentence, _, _ in batch])
+            waveforms = codec().decode([codes for _, codes, _ in batch])
+            for (sentence, _, key), waveform in zip(batch, waveforms, strict=True):
+                clips[sentence.id] = folder.put(sentence, key, waveform, spec.sample_rate)
             folder.save()
             progress.update(len(batch))
     return System(RESYNTHESIS, "codec", clips)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from llasa.generation.limits import retry_seed
 from llasa.generation.loops import find_loop
 from llasa.generation.scoring import Scorer, WeightedSum
 from llasa.generation.search import MAX_CANDIDATES, Judge, SearchResult, plain, require_variety
-from llasa.generation.synthesizer import Synthesizer
+from llasa.generation.synthesizer import Manner, Synthesizer
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,9 @@ class BeamSearch:
     def _count(self) -> int:
         return self.width * self.candidates
 
-    def speak(self, synthesizer: Synthesizer, text: str, sampling: SamplingConfig, **said: Any) -> SearchResult:
-        """See :meth:`llasa.generation.search.Search.speak`."""
+    def speak(
+        self, synthesizer: Synthesizer, text: str, sampling: SamplingConfig, **said: Unpack[Manner]
+    ) -> SearchResult:
         spec = synthesizer.speech.card.codec
         frame = len(spec.code_ranges)
         step = int(self.step_seconds * spec.tokens_per_second / frame + 1e-9) * frame
@@ -89,7 +90,7 @@ class BeamSearch:
             return plain(synthesizer, text, sampling, **said)
         require_variety(self._count, sampling)
         first = synthesizer.request(text, sampling, **said)
-        judge = Judge(synthesizer, text, first.prompt, sampling.loop_seconds, **said)
+        judge = Judge(synthesizer, text, first.prompt, sampling.loop_seconds, said)
         step_sum, end_sum = self._weighted(self.step_scorers), self._weighted(self.scorers)
         codes_generated = 0
         beams = [_Beam(np.empty(0, spec.code_dtype), None, first.seed)] * self.width
@@ -114,30 +115,14 @@ class BeamSearch:
                 for beam, request, part in zip(growing, requests, parts, strict=True)
             ]
             beams = _keep(_without_duplicates([*ended, *grown]), self.width, step_sum, judge)
-        assert all(beam.finish_reason is not None for beam in beams), "a beam passed the text's limit"
-        whole = [GeneratedCodes(beam.codes, beam.finish_reason) for beam in beams]
+        whole = []
+        for beam in beams:
+            assert beam.finish_reason is not None, "a beam passed the text's limit"
+            whole.append(GeneratedCodes(beam.codes, beam.finish_reason))
         return SearchResult(judge.score_whole(whole, [beam.seed for beam in beams], end_sum), codes_generated)
 
     def _weighted(self, scorers: Mapping[str, Scorer]) -> WeightedSum:
         return WeightedSum(scorers, {name: weight for name, weight in self.weights.items() if name in scorers})
-
-
-def beam_search(
-    synthesizer: Synthesizer,
-    text: str,
-    sampling: SamplingConfig,
-    *,
-    width: int,
-    candidates: int,
-    step_seconds: float,
-    step_scorers: Mapping[str, Scorer],
-    scorers: Mapping[str, Scorer],
-    weights: Mapping[str, float] | None = None,
-    **said: Any,
-) -> SearchResult:
-    """:class:`BeamSearch` for one text."""
-    search = BeamSearch(width, candidates, step_seconds, step_scorers, scorers, weights or {})
-    return search.speak(synthesizer, text, sampling, **said)
 
 
 @dataclass(frozen=True)
@@ -154,7 +139,8 @@ def _grown(
 ) -> _Beam:
     """The beam with what it said next. The engine sees the length and the loops of one step only."""
     codes = np.concatenate([beam.codes, part.codes.astype(beam.codes.dtype)])
-    frame, reason = len(spec.code_ranges), part.finish_reason
+    frame = len(spec.code_ranges)
+    reason: str | None = part.finish_reason
     if reason == "length" and len(codes) < limit:
         looped = find_loop(codes, frame, spec.tokens_per_second / frame, sampling.loop_seconds) is not None
         reason = "loop" if looped else None
@@ -165,7 +151,7 @@ def _keep(beams: list[_Beam], width: int, scorers: WeightedSum, judge: Judge) ->
     """The ``width`` best, of equals the first ones."""
     if len(beams) <= width:
         return beams
-    waveforms = judge.synthesizer.codec.decode([beam.codes for beam in beams])
+    waveforms = judge.synthesizer.waveforms([beam.codes for beam in beams])
     ranks = []
     for beam, waveform in zip(beams, waveforms, strict=True):
         scores = scorers.scores(judge.candidate(waveform, beam.codes, beam.finish_reason))

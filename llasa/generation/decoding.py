@@ -65,7 +65,6 @@ class Decoder:
 
     @torch.inference_mode()
     def add(self, index: int, request: Request, sampling: SamplingConfig) -> None:
-        """See :class:`llasa.generation.engine.Batch`."""
         assert self.free, "no free slot"
         assert len(request.prompt) + request.max_codes <= self._cache.capacity, "a request longer than its slot"
         slot, prompt = len(self.sequences), request.prompt
@@ -98,7 +97,7 @@ class Decoder:
     def step(self) -> list[CodesPart]:
         """See :class:`llasa.generation.engine.Batch`.
 
-        Of a loop the turns are out by then; :func:`llasa.generation.loops.cut_loop` finds the first.
+        Of a loop the turns are out by then; :func:`llasa.generation.retries.without_loop` finds the first.
         """
         rows = self.sequences
         places = torch.tensor([row.length for row in rows], device=self.device)
@@ -148,7 +147,6 @@ class Decoder:
 
     @torch.inference_mode()
     def cancel(self, index: int) -> None:
-        """See :class:`llasa.generation.engine.Batch`."""
         for number, row in enumerate(self.sequences):
             if row.utterance.index == index:
                 self._remove(number)

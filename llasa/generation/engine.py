@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -37,6 +37,11 @@ class Request:
     min_codes: int = 0
     seed: int = 0
     num_spoken: int = 0
+
+    @property
+    def fewest_codes(self) -> int:
+        """Before END; speech that continues nothing is never empty."""
+        return max(self.min_codes, 0 if self.num_spoken else 1)
 
 
 @dataclass(frozen=True)
@@ -87,15 +92,18 @@ class Batch(Protocol):
         ...
 
 
-class Engine(Protocol):
-    """Continues prompts with codes."""
+Loaded = TypeVar("Loaded", bound=TokenContract)
+
+
+class Engine(Protocol[Loaded]):
+    """Continues prompts with codes, of what its own :meth:`load` returned."""
 
     batch_size: int
     """Prompts that are generated together."""
     progress: bool
     """Whether :meth:`generate` shows a bar, where there is more than one prompt and a person to see it."""
 
-    def load(self, checkpoint: str, device: str) -> TokenContract:
+    def load(self, checkpoint: str, device: str) -> Loaded:
         """A checkpoint folder or hub name, ready to speak: what :meth:`stream` and :meth:`generate` want.
 
         Raises:
@@ -103,19 +111,15 @@ class Engine(Protocol):
         """
         ...
 
-    def open(self, speech: TokenContract, *, capacity: int) -> Batch:
+    def open(self, speech: Loaded, *, capacity: int) -> Batch:
         """A batch of up to ``batch_size`` sequences, each of ``len(prompt) + max_codes <= capacity``."""
         ...
 
-    def stream(
-        self, speech: TokenContract, requests: Sequence[Request], sampling: SamplingConfig
-    ) -> Iterator[CodesPart]:
+    def stream(self, speech: Loaded, requests: Sequence[Request], sampling: SamplingConfig) -> Iterator[CodesPart]:
         """Parts of whole frames as they are generated, of all requests in turn. Closing the iterator cancels them."""
         ...
 
-    def generate(
-        self, speech: TokenContract, requests: Sequence[Request], sampling: SamplingConfig
-    ) -> list[GeneratedCodes]:
+    def generate(self, speech: Loaded, requests: Sequence[Request], sampling: SamplingConfig) -> list[GeneratedCodes]:
         """What :meth:`stream` gives in the end, in the requests' order."""
         ...
 
@@ -154,8 +158,8 @@ class Utterance:
 
     @property
     def may_end(self) -> bool:
-        """Where a frame ends, after the fewest codes; speech that continues nothing is never empty."""
-        return self.place == 0 and self.num_codes >= max(self.request.min_codes, 0 if self.request.num_spoken else 1)
+        """Where a frame ends, after the fewest codes."""
+        return self.place == 0 and self.num_codes >= self.request.fewest_codes
 
     def take(self, code: int | None) -> CodesPart | None:
         """Note the next code, or END (none); a part if it completes a frame or ends the utterance."""

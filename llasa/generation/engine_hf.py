@@ -25,7 +25,6 @@ class TransformersEngine:
         self.batch_size, self.progress, self.synced = batch_size, progress, synced
 
     def load(self, checkpoint: str, device: str) -> SpeechModel:
-        """See :func:`llasa.model.llama.load_for_inference`."""
         return load_for_inference(checkpoint, device)
 
     def open(self, speech: SpeechModel, *, capacity: int) -> Decoder:

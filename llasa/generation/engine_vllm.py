@@ -93,14 +93,18 @@ class VllmEngine:
         """Requests that are under way or wait."""
         return 0 if self._engine is None else self._engine.get_num_unfinished_requests()
 
+    def _loaded(self) -> LLMEngine:
+        assert self._engine is not None, "load a checkpoint first"
+        return self._engine
+
     def _add(self, name: str, request: Request, sampling: SamplingConfig, speech: TokenContract) -> None:
         from vllm.inputs.engine import tokens_input
 
         from llasa.generation.vllm_sampling import sampling_params
 
-        assert self._engine is not None, "load a checkpoint first"
+        engine = self._loaded()
         assert self._engine is vllm_start.running, "another checkpoint was loaded since"
-        room, needed = self._engine.model_config.max_model_len, len(request.prompt) + request.max_codes + 1
+        room, needed = engine.model_config.max_model_len, len(request.prompt) + request.max_codes + 1
         if needed > room:  # vLLM would cut the speech, perhaps within a frame
             raise UserError(
                 f"prompt and speech may take {needed:,} tokens, engine=vllm was made for {room:,}",
@@ -108,24 +112,24 @@ class VllmEngine:
             )
         with self._lock:
             params = sampling_params(request, sampling, speech.vocabulary)
-            self._engine.add_request(name, tokens_input(request.prompt.tolist()), params)
+            engine.add_request(name, tokens_input(request.prompt.tolist()), params)
 
     def _step(self, waiting: Collection[str]) -> dict[str, list[int]]:
         """The next ids of some of a batch's requests; maybe none."""
-        assert self._engine is not None
+        engine = self._loaded()
         with self._lock:
             if not self._arrived.keys() & set(waiting):
-                assert self._engine.has_unfinished_requests(), "vLLM has lost a request"
-                for output in self._engine.step():
+                assert engine.has_unfinished_requests(), "vLLM has lost a request"
+                for output in engine.step():
                     self._arrived.setdefault(output.request_id, []).extend(output.outputs[0].token_ids)
             return {name: self._arrived.pop(name) for name in list(waiting) if name in self._arrived}
 
     def _forget(self, names: list[str]) -> None:
         """End requests that are under way still; of those that have ended, only what came for them."""
-        assert self._engine is not None
+        engine = self._loaded()
         with self._lock:
             if self._engine is vllm_start.running:
-                self._engine.abort_request(names)
+                engine.abort_request(names)
             for name in names:
                 self._arrived.pop(name, None)
 

@@ -2,9 +2,7 @@
 
     text ─split_text─► chunks ─voice, tail of the chunk before─► codes ─► waveform ─trim, fade─► LongPart, LongPart, …
 
-A chunk continues the voice and the whole chunk before it, text and codes, so timbre and pace go on; a part of that
-chunk would not do, as nothing tells which codes belong to which words. Without a voice the first chunk is the voice of
-those after it. What ended badly ("length", "loop") is never continued.
+Which chunks, and what each of them continues: :mod:`llasa.generation.continuation`.
 
 Memory: one chunk at a time (``engine.batch_size`` without continuity), however long the text. Time: that of the
 chunks, whose prompts are about three times as long; without continuity they are generated together.
@@ -12,11 +10,11 @@ chunks, whose prompts are about three times as long; without continuity they are
 
 from __future__ import annotations
 
-import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -24,22 +22,20 @@ from tqdm import tqdm
 
 from llasa.config import SamplingConfig, require
 from llasa.corpus.filters import frame_powers, frame_size, loud_power
-from llasa.errors import UserError
+from llasa.generation.continuation import (
+    FEWEST_CHARACTERS,
+    Continuation,
+    chunk_characters,
+    chunk_seed,
+    readable_chunks,
+)
 from llasa.generation.limits import require_speakable, shown
 from llasa.generation.retries import generate_with_retries
 from llasa.generation.synthesizer import Synthesizer
 from llasa.generation.voices import Voice
-from llasa.model.llama import TokenContract
-from llasa.text import characters_per_second
-from llasa.text.chunks import Break, Chunk, split_text
+from llasa.text.chunks import Break, Chunk
 from llasa.types import Speech
 
-UNKNOWN_PACE = 5.0
-"""Characters per second of a language without rules: Mandarin has some five syllables a second (Pellegrino et al.,
-"Across-language perspective on speech information rate", 2011), and chunks that are too short do no harm."""
-WORTH_SHARING = 60
-"""Characters of a short sentence. Room is shared with a tail only if so much is left: whole sentences come first."""
-FEWEST_CHARACTERS = 10
 SILENT_DB = 40.0
 """What lies so far below the level of a chunk is silence, at its ends."""
 EDGE_SECONDS = 0.06
@@ -96,7 +92,6 @@ def speak_long(
     pauses: Pauses | None = None,
     continuous: bool = True,
     max_characters: int | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[LongPart]:
     """Speak a text of any length, see :func:`~llasa.text.chunks.split_text` for its paragraphs and chapters.
 
@@ -107,7 +102,6 @@ def speak_long(
         continuous: whether a chunk continues the one before it. If not, only a given voice or speaker holds the
             chunks together, and they are generated together.
         max_characters: of a chunk, none = :func:`chunk_characters`.
-        on_progress: called with the characters that are done, and all, after each chunk.
 
     Raises:
         UserError: at once: nothing to say, or no room for it; before a chunk: no room for this one.
@@ -117,61 +111,25 @@ def speak_long(
     require_speakable(text, language, trained=speech.card.languages)
     # Settled for the whole text: a chunk that becomes the voice of others must not take its speaker's tag from them.
     speaker = speech.card.speaker_for(speaker, has_voice=voice is not None)
-    settings = {"voice": voice, "language": language, "speaker": speaker}
     if max_characters is None:
-        max_characters = chunk_characters(speech, text, sampling, continuous=continuous, **settings)
-    require(max_characters >= FEWEST_CHARACTERS, "max_characters", max_characters, f"use {FEWEST_CHARACTERS} or more")
-    chunks = _readable(split_text(text, language, max_characters), language, speech.card.languages)
-    generate = _one_after_the_other if continuous else _in_batches
-    spoken = generate(synthesizer, chunks, sampling, seed=seed, **settings)
-    return join_speech(chunks, spoken, pauses or Pauses(), on_progress)
-
-
-def chunk_characters(
-    speech: TokenContract,
-    text: str,
-    sampling: SamplingConfig,
-    *,
-    language: str,
-    voice: Voice | None = None,
-    speaker: str = "",
-    continuous: bool = True,
-) -> int:
-    """How many characters of ``text`` a chunk may have, so that it fits into the model beside what it continues.
-
-    A character takes its text tokens and, at an unhurried pace (the geometric mean of the language's bounds, 11.4
-    characters/s in Italian), its codes. The training length, less the template and the voice, is shared by the chunk,
-    its tail and, where the first chunk has to be the voice, that; fewer share it if less than ``WORTH_SHARING``
-    characters would be left. ``sampling.max_seconds`` is a limit too.
-
-        codec, length         tokens per character          no voice        5 s of voice       not continuous
-        Codec2, 1,024         1 text + 200/11.4 codes       52 (alone)      too much voice     52 = 4.6 s
-        XCodec2, 2,048        0.3 text + 50/11.4 codes      141 = 12 s      183 = 16 s         228 = max_seconds
-
-    Raises:
-        UserError: not even ``FEWEST_CHARACTERS`` fit.
-    """
-    pace = _pace(language)
-    sample = text[:10_000]
-    [text_ids] = speech.prompt.text_ids([sample])
-    per_character = len(text_ids) / len(sample) + speech.card.codec.tokens_per_second / pace
-    room = _room(speech, "", voice, speaker)
-    shares = 1 + continuous + (continuous and voice is None)
-    while shares > 1 and room / shares / per_character < WORTH_SHARING:
-        shares -= 1
-    characters = int(min(room / shares / per_character, sampling.max_seconds * pace))
-    if characters < FEWEST_CHARACTERS:
-        raise UserError(
-            f"of the {speech.card.max_length:,} tokens that the model was trained on, {max(0, room):,} are left for "
-            f"text and speech, and sampling.max_seconds is {sampling.max_seconds:g}",
-            remedy="use a shorter voice" if voice else "use a model of longer sequences",
+        max_characters = chunk_characters(
+            speech, text, sampling, language=language, voice=voice, speaker=speaker, continuous=continuous
         )
-    return characters
-
-
-def chapters(parts: Iterable[LongPart]) -> list[tuple[str, float]]:
-    """Title and start in seconds of each chapter, in order."""
-    return [(part.chapter, part.start) for part in parts if part.chapter is not None]
+    require(max_characters >= FEWEST_CHARACTERS, "max_characters", max_characters, f"use {FEWEST_CHARACTERS} or more")
+    chunks, mistakes = readable_chunks(text, language, max_characters, speech.card.languages)
+    for mistake in mistakes:
+        tqdm.write(f"warning: left out: {mistake}", file=sys.stderr)
+    spoken = _spoken(
+        synthesizer,
+        chunks,
+        sampling,
+        continuous=continuous,
+        voice=voice,
+        seed=seed,
+        language=language,
+        speaker=speaker,
+    )
+    return join_speech(chunks, spoken, pauses or Pauses())
 
 
 def chapter_lines(found: Iterable[tuple[str, float]]) -> str:
@@ -183,113 +141,46 @@ def chapter_lines(found: Iterable[tuple[str, float]]) -> str:
     return "".join(lines)
 
 
-def _readable(chunks: Sequence[Chunk], language: str, trained: Sequence[str]) -> list[Chunk]:
-    """The chunks but for those in foreign letters; what parted them from the text before goes on to the next."""
-    readable, before, chapter = [], Break.NONE, None
-    for chunk in chunks:
-        before, chapter = max(before, chunk.before), chunk.chapter or chapter
-        try:
-            require_speakable(chunk.text, language, trained=trained)
-        except UserError as mistake:
-            tqdm.write(f"warning: left out: {mistake}", file=sys.stderr)
-            continue
-        readable.append(Chunk(chunk.text, before, chapter))
-        before, chapter = Break.NONE, None
-    return readable
-
-
 # --- codes ------------------------------------------------------------------------------------------------------------
 
 
-def _one_after_the_other(
+def _spoken(
     synthesizer: Synthesizer,
     chunks: Sequence[Chunk],
     sampling: SamplingConfig,
     *,
+    continuous: bool,
     voice: Voice | None,
     seed: int,
     language: str,
     speaker: str,
 ) -> Iterator[Speech]:
-    anchor, tail = voice, None
-    for index, chunk in enumerate(chunks):
-        anchors = [anchor] if anchor is not None else []
-        tails = [tail] if tail is not None and tail is not anchor else []
-        # A voice that the user gave is never left out; where it leaves no room, the request says so.
-        options = [anchors + tails, anchors, *([tails, []] if voice is None else [])]
-        context = fitting_context(synthesizer.speech, chunk.text, options, language, speaker)
-        settings = {"voice": context, "seed": chunk_seed(seed, index), "language": language, "speaker": speaker}
-        request = synthesizer.request(chunk.text, sampling, **settings)
-        generated = generate_with_retries(synthesizer.engine, synthesizer.speech, [request], sampling)
-        tail = Voice(chunk.text, generated[0].codes) if generated[0].finish_reason == "stop" else None
-        anchor = anchor or tail
-        yield from synthesizer.decode(generated)
-
-
-def _in_batches(
-    synthesizer: Synthesizer,
-    chunks: Sequence[Chunk],
-    sampling: SamplingConfig,
-    *,
-    seed: int,
-    **settings: Voice | str | None,
-) -> Iterator[Speech]:
+    """One after the other where each continues what was said before it, else in batches."""
     engine = copy(synthesizer.engine)
     engine.progress = False  # the bar is ours
-    for start in range(0, len(chunks), engine.batch_size):
-        requests = [
-            synthesizer.request(chunk.text, sampling, seed=chunk_seed(seed, index), **settings)
-            for index, chunk in enumerate(chunks[start : start + engine.batch_size], start)
-        ]
-        yield from synthesizer.decode(generate_with_retries(engine, synthesizer.speech, requests, sampling))
-
-
-def fitting_context(
-    speech: TokenContract, text: str, options: Sequence[list[Voice]], language: str, speaker: str
-) -> Voice | None:
-    """The first of ``options``, joined, that leaves room to read ``text``; the last in any case."""
-    needed = len(text) * speech.card.codec.tokens_per_second / _pace(language)
-    for option in options:
-        joined = _continued(option)
-        if _room(speech, text, joined, speaker) >= needed:
-            break
-    return joined
-
-
-def _continued(voices: list[Voice]) -> Voice | None:
-    if not voices:
-        return None
-    return Voice(" ".join(voice.text for voice in voices), np.concatenate([voice.codes for voice in voices]))
-
-
-def _room(speech: TokenContract, text: str, voice: Voice | None, speaker: str) -> int:
-    """Codes that may follow this prompt, END apart; below 0 where there is no room."""
-    words = text if voice is None else f"{voice.text} {text}"
-    num_codes = 0 if voice is None else len(voice.codes)
-    return speech.card.max_length - int(speech.prompt.lengths([words], np.array([num_codes]), [speaker])[0])
-
-
-def _pace(language: str) -> float:
-    bounds = characters_per_second(language)
-    return UNKNOWN_PACE if bounds is None else math.sqrt(bounds[0] * bounds[1])
-
-
-def chunk_seed(seed: int, index: int) -> int:
-    """The seed of chunk ``index``, in [0, 2**32)."""
-    return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
+    continuation = Continuation(synthesizer.speech, voice, language, speaker) if continuous else None
+    size = 1 if continuous else engine.batch_size
+    for start in range(0, len(chunks), size):
+        batch = chunks[start : start + size]
+        requests = []
+        for index, chunk in enumerate(batch, start):
+            context = voice if continuation is None else continuation.context(chunk.text)
+            own = chunk_seed(seed, index)
+            requests.append(
+                synthesizer.request(chunk.text, sampling, voice=context, seed=own, language=language, speaker=speaker)
+            )
+        generated = generate_with_retries(engine, synthesizer.speech, requests, sampling)
+        if continuation is not None:
+            continuation.heard(batch[0].text, generated[0].codes, generated[0].finish_reason)
+        yield from synthesizer.decode(generated)
 
 
 # --- waveform ---------------------------------------------------------------------------------------------------------
 
 
-def join_speech(
-    chunks: Sequence[Chunk],
-    spoken: Iterable[Speech],
-    pauses: Pauses,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> Iterator[LongPart]:
+def join_speech(chunks: Sequence[Chunk], spoken: Iterable[Speech], pauses: Pauses) -> Iterator[LongPart]:
     """The chunks' speech, trimmed and faded, and the pauses between; what did not end by itself is told."""
-    done, total = 0, sum(len(chunk.text) for chunk in chunks)
+    total = sum(len(chunk.text) for chunk in chunks)
     num_samples, silence = 0, 0
     with tqdm(total=total, unit=" characters", desc="speaking", disable=None) as bar:
         for number, (chunk, speech) in enumerate(zip(chunks, spoken, strict=True), 1):
@@ -301,20 +192,21 @@ def join_speech(
                     file=sys.stderr,
                 )
             waveform, before, after = shaped(speech.waveform, speech.sample_rate)
-            place = {"sample_rate": speech.sample_rate, "chunk": number, "num_chunks": len(chunks)}
+            part = partial(LongPart, sample_rate=speech.sample_rate, chunk=number, num_chunks=len(chunks))
             missing = round(pauses.seconds(chunk.before) * speech.sample_rate) - silence - before
             if number > 1 and missing > 0:
-                start = num_samples / speech.sample_rate
-                yield LongPart("pause", np.zeros(missing, np.float32), start=start, **place)
+                yield part("pause", np.zeros(missing, np.float32), start=num_samples / speech.sample_rate)
                 num_samples += missing
-            start = num_samples / speech.sample_rate
-            told = {"text": chunk.text, "finish_reason": speech.finish_reason, "chapter": chunk.chapter}
-            yield LongPart("speech", waveform, start=start, **place, **told)
+            yield part(
+                "speech",
+                waveform,
+                start=num_samples / speech.sample_rate,
+                text=chunk.text,
+                finish_reason=speech.finish_reason,
+                chapter=chunk.chapter,
+            )
             num_samples, silence = num_samples + len(waveform), after
-            done += len(chunk.text)
             bar.update(len(chunk.text))
-            if on_progress is not None:
-                on_progress(done, total)
 
 
 def shaped(waveform: np.ndarray, rate: int) -> tuple[np.ndarray, int, int]:

@@ -72,8 +72,3 @@ class LoopDetector:
 def find_loop(codes: np.ndarray, frame: int, frames_per_second: float, loop_seconds: float) -> int | None:
     """The index of the first code [num_codes] that repeats in a loop, see :meth:`LoopDetector.push`."""
     return LoopDetector(frame, frames_per_second, loop_seconds).push(codes[: len(codes) // frame * frame])
-
-
-def cut_loop(codes: np.ndarray, frame: int, frames_per_second: float, loop_seconds: float) -> np.ndarray:
-    """The codes up to the end of a loop's first turn; all of them where there is no loop."""
-    return codes[: find_loop(codes, frame, frames_per_second, loop_seconds)]

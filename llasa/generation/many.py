@@ -35,7 +35,7 @@ from llasa.config import SamplingConfig
 from llasa.errors import UserError
 from llasa.generation.engine import Request
 from llasa.generation.retries import TriedCodes, generate_with_retries
-from llasa.generation.synthesizer import Synthesizer
+from llasa.generation.synthesizer import Manner, Synthesizer
 from llasa.generation.voices import Voice
 from llasa.provenance import write_atomically
 from llasa.text import spoken_form
@@ -151,17 +151,15 @@ class _Job:
 
     synthesizer: Synthesizer
     sampling: SamplingConfig
-    chosen: dict[str, Any]
+    chosen: Manner
     """Voice, seed and speaker."""
 
     def key(self, made_with: Mapping[str, Any]) -> str:
         """What tells speech made this way from speech made in any other."""
         voice = self.chosen["voice"]
-        if voice is not None:
-            voice = [voice.text, hashlib.sha256(voice.codes.astype("<u4").tobytes()).hexdigest()]
         facts = {
             **self.chosen,
-            "voice": voice,
+            "voice": voice and [voice.text, hashlib.sha256(voice.codes.astype("<u4").tobytes()).hexdigest()],
             "language": self.synthesizer.language,
             "sampling": asdict(self.sampling),
             "made_with": dict(made_with),

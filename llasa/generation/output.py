@@ -98,8 +98,8 @@ class SpeechWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            if kind is None and not self._started:
-                self._start()
+            if kind is None:
+                self._begun()
         finally:
             if self._file is not None:
                 if self.output == STANDARD_OUTPUT:
@@ -112,29 +112,31 @@ class SpeechWriter:
         pcm = as_pcm(waveform)
         if not pcm:
             return
-        if not self._started:
-            self._start()
-        self._put(pcm)
+        file = self._begun()
+        self._put(file, pcm)
         self._num_bytes += len(pcm)
         if self.format == "wav" and self._is_file:  # after the samples: a header must not promise what is not there
             with self._failures_explained():
-                os.pwrite(self._file, wav_header(self._num_bytes, self.sample_rate), 0)
+                os.pwrite(file, wav_header(self._num_bytes, self.sample_rate), 0)
 
-    def _start(self) -> None:
-        self._started = True
+    def _begun(self) -> int:
+        """The open file, with a header if it has one."""
         if self._file is None:
             with self._failures_explained():
                 Path(self.output).parent.mkdir(parents=True, exist_ok=True)
                 self._file = os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
                 self._is_file = stat.S_ISREG(os.fstat(self._file).st_mode)
-        if self.format == "wav":
-            self._put(wav_header(0 if self._is_file else None, self.sample_rate))
+        if not self._started:
+            self._started = True
+            if self.format == "wav":
+                self._put(self._file, wav_header(0 if self._is_file else None, self.sample_rate))
+        return self._file
 
-    def _put(self, content: bytes) -> None:
+    def _put(self, file: int, content: bytes) -> None:
         rest = memoryview(content)
         with self._failures_explained():
             while rest:  # a device that is nearly full takes a part
-                rest = rest[os.write(self._file, rest) :]
+                rest = rest[os.write(file, rest) :]
 
     @contextmanager
     def _failures_explained(self) -> Iterator[None]:

@@ -10,15 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
+from llasa.codec.base import CodecSpec
 from llasa.config import SamplingConfig
 from llasa.generation.engine import Engine, GeneratedCodes, Request
 from llasa.generation.limits import retry_seed
-from llasa.generation.loops import cut_loop
+from llasa.generation.loops import find_loop
 from llasa.model.llama import TokenContract
 
 BEST_FIRST = ("stop", "length", "loop")
 """A cut sentence has its beginning; of a loop nobody knows what is left."""
+
+Codes = TypeVar("Codes", bound=GeneratedCodes)
 
 
 @dataclass(frozen=True)
@@ -51,11 +55,13 @@ def generate_with_retries(
             if BEST_FIRST.index(result.finish_reason) < BEST_FIRST.index(kept.finish_reason):
                 kept = replace(kept, codes=result.codes, finish_reason=result.finish_reason, seed=request.seed)
             best[index] = kept
-    spec = speech.card.codec
+    return [without_loop(result, speech.card.codec, sampling.loop_seconds) for result in best]
+
+
+def without_loop(result: Codes, spec: CodecSpec, loop_seconds: float) -> Codes:
+    """What ended in "loop" up to the end of the loop's first turn; anything else as it is."""
+    if result.finish_reason != "loop":
+        return result
     frame = len(spec.code_ranges)
-    return [
-        replace(result, codes=cut_loop(result.codes, frame, spec.tokens_per_second / frame, sampling.loop_seconds))
-        if result.finish_reason == "loop"
-        else result
-        for result in best
-    ]
+    end = find_loop(result.codes, frame, spec.tokens_per_second / frame, loop_seconds)
+    return replace(result, codes=result.codes[:end])

@@ -9,7 +9,6 @@ stream=true            the same, written as it is spoken   llasa.generation.stre
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +18,19 @@ import soundfile
 from llasa.audio import write_wav
 from llasa.build import build
 from llasa.codec.base import Codec, CodecSpec
-from llasa.config import InferConfig, LongConfig, SamplingConfig
+from llasa.config import InferConfig
 from llasa.device import resolve_device
 from llasa.entry import group_config
 from llasa.errors import UserError
-from llasa.generation.limits import require_speakable
-from llasa.generation.longform import LongPart, Pauses, chapter_lines, chunk_characters, speak_long
+from llasa.generation.continuation import is_long
+from llasa.generation.longform import LongPart, Pauses, chapter_lines, speak_long
 from llasa.generation.many import speak_many
 from llasa.generation.output import STANDARD_OUTPUT, SpeechWriter, output_format
-from llasa.generation.synthesizer import Synthesizer
-from llasa.generation.voices import Voice, longest_voice, open_voice
+from llasa.generation.synthesizer import Manner, Synthesizer
+from llasa.generation.voices import Voice, VoiceReader, longest_voice
 from llasa.model.checkpoint import fingerprint, require_same_codec
 from llasa.provenance import write_atomically
-from llasa.text.chunks import split_text
 from llasa.types import Speech
-
-ONE_BREATH = 1.35
-"""Texts so many times longer than a chunk are still tried in one go: most voices are quicker than chunks assume."""
 
 
 def infer(config: InferConfig, heard: Callable[[int, Speech], None] | None = None) -> None:
@@ -57,11 +52,7 @@ def infer(config: InferConfig, heard: Callable[[int, Speech], None] | None = Non
     codec = build_codec(speech.card.codec, config.codec, device)
     require_same_codec(speech.card.codec, codec.spec, config.checkpoint, "the codec")
     synthesizer = Synthesizer(speech, codec, engine, config.language or next(iter(speech.card.languages), "en"))
-    said: dict[str, Any] = {
-        "voice": chosen_voice(config, synthesizer),
-        "seed": config.seed,
-        "speaker": config.speaker,
-    }
+    voice, seed, speaker = chosen_voice(config, synthesizer), config.seed, config.speaker
     if config.texts is not None:
         made_with = {
             "checkpoint": fingerprint(config.checkpoint),
@@ -70,10 +61,23 @@ def infer(config: InferConfig, heard: Callable[[int, Speech], None] | None = Non
         }
         folder = Path(config.output)
         folder = folder.with_suffix("") if config.output == InferConfig.output else folder
-        speak_many(synthesizer, texts, folder, config.sampling, made_with=made_with, heard=heard, **said)
+        speak_many(
+            synthesizer,
+            texts,
+            folder,
+            config.sampling,
+            voice=voice,
+            seed=seed,
+            speaker=speaker,
+            made_with=made_with,
+            heard=heard,
+        )
         return
     [text] = texts
-    long = is_long(text, synthesizer, config, said)
+    said: Manner = {"voice": voice, "seed": seed, "speaker": speaker}
+    long = is_long(
+        text, synthesizer, config.sampling, voice=voice, speaker=speaker, max_characters=config.long.max_characters
+    )
     if search is not None:
         if long:
             raise UserError("a search speaks one sentence, this text is longer", remedy="use search=none")
@@ -83,8 +87,8 @@ def infer(config: InferConfig, heard: Callable[[int, Speech], None] | None = Non
     elif config.stream:
         write_pieces(config, synthesizer, synthesizer.stream(text, config.sampling, **said))
     else:
-        one = {"voice": said["voice"], "seed": config.seed, "speakers": [config.speaker]}
-        write_speech(config.output, synthesizer.speak([text], config.sampling, **one)[0], heard)
+        [spoken] = synthesizer.speak([text], config.sampling, voice=voice, seed=seed, speakers=[speaker])
+        write_speech(config.output, spoken, heard)
 
 
 def require_output(config: InferConfig) -> None:
@@ -117,52 +121,27 @@ def chosen_voice(config: InferConfig, synthesizer: Synthesizer) -> Voice | None:
     if config.voice is None:
         return None
     assert synthesizer.codec is not None
-    return open_voice(
-        config.voice,
-        config.voice_text,
-        folder=config.voices_folder,
-        codec=synthesizer.codec,
-        language=synthesizer.language,
-        recognizer_name=config.asr,
-        max_seconds=longest_voice(synthesizer.speech.card),
+    most = longest_voice(synthesizer.speech.card)
+    reader = VoiceReader(synthesizer.codec, synthesizer.language, config.asr, most)
+    return reader.open(config.voice, config.voice_text, config.voices_folder)
+
+
+def long_pieces(text: str, synthesizer: Synthesizer, config: InferConfig, said: Manner) -> Iterator[LongPart]:
+    long = config.long
+    return speak_long(
+        synthesizer,
+        text,
+        config.sampling,
+        pauses=Pauses(long.pause_comma, long.pause_sentence, long.pause_paragraph, long.pause_chapter),
+        continuous=long.continuous,
+        max_characters=long.max_characters,
+        **said,
     )
 
 
-def is_long(text: str, synthesizer: Synthesizer, config: InferConfig, said: dict[str, Any]) -> bool:
-    """Whether a text has to be spoken in chunks: it has paragraphs, or is too long to be said in one go.
-
-    A `sampling.max_seconds` below its default is a wish to cut speech short, not to have it in small pieces.
-    """
-    language = synthesizer.language
-    require_speakable(text, language, trained=synthesizer.speech.card.languages)
-    most = config.long.max_characters
-    if most is None:
-        voice, card = said["voice"], synthesizer.speech.card
-        settings = {
-            "language": language,
-            "voice": voice,
-            "speaker": card.speaker_for(said["speaker"], has_voice=voice is not None),
-            "continuous": False,
-        }
-        patient = replace(config.sampling, max_seconds=max(config.sampling.max_seconds, SamplingConfig.max_seconds))
-        try:
-            chunk_characters(synthesizer.speech, text, config.sampling, **settings)
-            most = int(ONE_BREATH * chunk_characters(synthesizer.speech, text, patient, **settings))
-        except UserError:
-            return False  # no room for chunks either
-    return len(split_text(text, language, most)) > 1
-
-
-def long_pieces(
-    text: str, synthesizer: Synthesizer, config: InferConfig, said: dict[str, Any]
-) -> Iterator[np.ndarray | LongPart]:
-    long: LongConfig = config.long
-    pauses = Pauses(long.pause_comma, long.pause_sentence, long.pause_paragraph, long.pause_chapter)
-    settings = {"continuous": long.continuous, "max_characters": long.max_characters, "pauses": pauses}
-    return speak_long(synthesizer, text, config.sampling, **settings, **said)
-
-
-def write_pieces(config: InferConfig, synthesizer: Synthesizer, pieces: Iterator[np.ndarray | LongPart]) -> None:
+def write_pieces(
+    config: InferConfig, synthesizer: Synthesizer, pieces: Iterator[np.ndarray] | Iterator[LongPart]
+) -> None:
     """Write speech as it comes, in as much memory as a piece takes; chapters are named beside the file."""
     rate = synthesizer.speech.card.codec.sample_rate
     chapters: list[tuple[str, float]] = []

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Protocol, Unpack
 
 import numpy as np
 
@@ -20,11 +20,9 @@ from llasa.config import SamplingConfig, require
 from llasa.errors import UserError
 from llasa.generation.engine import GeneratedCodes
 from llasa.generation.limits import retry_seed
-from llasa.generation.loops import cut_loop
-from llasa.generation.retries import BEST_FIRST
+from llasa.generation.retries import BEST_FIRST, generate_with_retries, without_loop
 from llasa.generation.scoring import Candidate, Scorer, WeightedSum
-from llasa.generation.synthesizer import Synthesizer
-from llasa.generation.voices import Voice
+from llasa.generation.synthesizer import Manner, Synthesizer
 from llasa.types import Speech
 
 MAX_CANDIDATES = 1024
@@ -77,11 +75,10 @@ class SearchResult:
 class Search(Protocol):
     """What an option of the config group `search` builds."""
 
-    def speak(self, synthesizer: Synthesizer, text: str, sampling: SamplingConfig, **said: Any) -> SearchResult:
+    def speak(
+        self, synthesizer: Synthesizer, text: str, sampling: SamplingConfig, **said: Unpack[Manner]
+    ) -> SearchResult:
         """The best speech for a text. The same seed gives the same result.
-
-        Args:
-            said: voice, seed, language and speaker, as :meth:`Synthesizer.request` takes them.
 
         Raises:
             UserError: as :meth:`Synthesizer.speak` and the scorers do; at a temperature of 0, where all candidates
@@ -119,8 +116,9 @@ class BestOf:
         require(self.n == 1 or len(self.scorers) > 0, "search.scorers", self.scorers, "name one, or use search=none")
         WeightedSum(self.scorers, self.weights)
 
-    def speak(self, synthesizer: Synthesizer, text: str, sampling: SamplingConfig, **said: Any) -> SearchResult:
-        """See :meth:`Search.speak`."""
+    def speak(
+        self, synthesizer: Synthesizer, text: str, sampling: SamplingConfig, **said: Unpack[Manner]
+    ) -> SearchResult:
         if self.n == 1:
             return plain(synthesizer, text, sampling, **said)
         require_variety(self.n, sampling)
@@ -128,49 +126,30 @@ class BestOf:
         seeds = [retry_seed(first.seed, number) for number in range(self.n)]
         requests = [replace(first, seed=seed) for seed in seeds]
         generated = synthesizer.engine.generate(synthesizer.speech, requests, sampling)
-        judge = Judge(synthesizer, text, first.prompt, sampling.loop_seconds, **said)
+        judge = Judge(synthesizer, text, first.prompt, sampling.loop_seconds, said)
         candidates = judge.score_whole(generated, seeds, WeightedSum(self.scorers, self.weights))
         return SearchResult(candidates, sum(len(result.codes) for result in generated))
-
-
-def best_of(
-    synthesizer: Synthesizer,
-    text: str,
-    sampling: SamplingConfig,
-    *,
-    n: int,
-    scorers: Mapping[str, Scorer],
-    weights: Mapping[str, float] | None = None,
-    **said: Any,
-) -> SearchResult:
-    """:class:`BestOf` for one text."""
-    return BestOf(n, scorers, weights or {}).speak(synthesizer, text, sampling, **said)
 
 
 class Judge:
     """Decodes and scores the candidates of one text."""
 
     def __init__(
-        self,
-        synthesizer: Synthesizer,
-        text: str,
-        prompt: np.ndarray,
-        loop_seconds: float,
-        *,
-        voice: Voice | None = None,
-        language: str | None = None,
-        **_: Any,
+        self, synthesizer: Synthesizer, text: str, prompt: np.ndarray, loop_seconds: float, said: Manner
     ) -> None:
         self.synthesizer, self.text, self.prompt, self.loop_seconds = synthesizer, text, prompt, loop_seconds
-        self.language = language or synthesizer.language
-        self.voice = None if voice is None else synthesizer.codec.decode([voice.codes])[0]
+        self.language = said.get("language") or synthesizer.language
+        voice = said.get("voice")
+        self.voice = None if voice is None else synthesizer.waveforms([voice.codes])[0]
 
     def score_whole(
         self, generated: Sequence[GeneratedCodes], seeds: Sequence[int], scorers: WeightedSum
     ) -> tuple[Scored, ...]:
         """Utterances that go no further; a loop is cut after its first turn."""
+        spec = self.synthesizer.speech.card.codec
+        whole = [without_loop(result, spec, self.loop_seconds) for result in generated]
         scored = []
-        for speech, seed in zip(self.synthesizer.decode([*map(self._without_loop, generated)]), seeds, strict=True):
+        for speech, seed in zip(self.synthesizer.decode(whole), seeds, strict=True):
             scores = scorers.scores(self.candidate(speech.waveform, speech.codes, speech.finish_reason))
             scored.append(Scored(speech, seed, scores, scorers.total(scores)))
         return tuple(scored)
@@ -188,27 +167,11 @@ class Judge:
             voice=self.voice,
         )
 
-    def _without_loop(self, result: GeneratedCodes) -> GeneratedCodes:
-        if result.finish_reason != "loop":
-            return result
-        spec = self.synthesizer.speech.card.codec
-        frame = len(spec.code_ranges)
-        codes = cut_loop(result.codes, frame, spec.tokens_per_second / frame, self.loop_seconds)
-        return replace(result, codes=codes)
 
-
-def plain(
-    synthesizer: Synthesizer,
-    text: str,
-    sampling: SamplingConfig,
-    *,
-    language: str | None = None,
-    speaker: str | None = None,
-    **said: Any,
-) -> SearchResult:
+def plain(synthesizer: Synthesizer, text: str, sampling: SamplingConfig, **said: Unpack[Manner]) -> SearchResult:
     """Without a search: one candidate, which nobody scored."""
-    languages = [language or synthesizer.language]
-    (result,) = synthesizer.generate([text], sampling, languages=languages, speakers=[speaker], **said)
+    request = synthesizer.request(text, sampling, **said)
+    (result,) = generate_with_retries(synthesizer.engine, synthesizer.speech, [request], sampling)
     (speech,) = synthesizer.decode([result])
     return SearchResult((Scored(speech, result.seed, {}, 0.0),), len(speech.codes))
 

@@ -52,30 +52,9 @@ a window is not heard; the rest is for the statistics of the first piece."""
 CROSSFADE_SECONDS = 0.04
 
 
-def open_stream(
-    codec: Codec,
-    *,
-    first_seconds: float = FIRST_SECONDS,
-    chunk_seconds: float = CHUNK_SECONDS,
-    context_seconds: float = CONTEXT_SECONDS,
-    lookahead_seconds: float = LOOKAHEAD_SECONDS,
-    crossfade_seconds: float = CROSSFADE_SECONDS,
-) -> StreamDecoder:
-    """A decoder for the codes of one clip as they come: the codec's own, or else a :class:`WindowedDecoder`.
-
-    Raises:
-        UserError: a length below 0, or a cross-fade longer than the first chunk or the look-ahead.
-    """
-    if isinstance(codec, StreamingCodec):
-        return codec.open_stream()
-    return WindowedDecoder(
-        codec,
-        first_seconds=first_seconds,
-        chunk_seconds=chunk_seconds,
-        context_seconds=context_seconds,
-        lookahead_seconds=lookahead_seconds,
-        crossfade_seconds=crossfade_seconds,
-    )
+def open_stream(codec: Codec) -> StreamDecoder:
+    """A decoder for the codes of one clip as they come: the codec's own, or else a :class:`WindowedDecoder`."""
+    return codec.open_stream() if isinstance(codec, StreamingCodec) else WindowedDecoder(codec)
 
 
 class WindowedDecoder:
@@ -89,18 +68,18 @@ class WindowedDecoder:
         crossfade_seconds: at the beginning of a chunk, from the window before into this one.
 
     Raises:
-        UserError: as :func:`open_stream`.
+        UserError: a length below 0, or a cross-fade longer than the first chunk or the look-ahead.
     """
 
     def __init__(
         self,
         codec: Codec,
         *,
-        first_seconds: float,
-        chunk_seconds: float,
-        context_seconds: float,
-        lookahead_seconds: float,
-        crossfade_seconds: float,
+        first_seconds: float = FIRST_SECONDS,
+        chunk_seconds: float = CHUNK_SECONDS,
+        context_seconds: float = CONTEXT_SECONDS,
+        lookahead_seconds: float = LOOKAHEAD_SECONDS,
+        crossfade_seconds: float = CROSSFADE_SECONDS,
     ) -> None:
         remedy = "use a number of seconds, 0 or more"
         require(0 <= first_seconds < np.inf, "first_seconds", first_seconds, remedy)
@@ -130,7 +109,6 @@ class WindowedDecoder:
         self._finished = False
 
     def push(self, codes: np.ndarray) -> np.ndarray:
-        """See :class:`llasa.codec.base.StreamDecoder`."""
         assert not self._finished, "the stream is finished"
         self._codes = np.concatenate([self._codes, np.asarray(codes, dtype=np.int64)])
         pieces = [np.zeros(0, dtype=np.float32)]
@@ -139,7 +117,6 @@ class WindowedDecoder:
         return np.concatenate(pieces)
 
     def finish(self) -> np.ndarray:
-        """See :class:`llasa.codec.base.StreamDecoder`."""
         assert not self._finished, "the stream is finished"
         self._finished = True
         return self._piece(None)

@@ -7,6 +7,7 @@ text ─spoken_form─► prompt ─Request─► engine ─GeneratedCodes─►
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TypedDict, Unpack
 
 import numpy as np
 
@@ -15,11 +16,20 @@ from llasa.config import SamplingConfig
 from llasa.errors import UserError
 from llasa.generation.engine import Engine, GeneratedCodes, Request
 from llasa.generation.limits import code_bounds, require_speakable
-from llasa.generation.retries import generate_with_retries
+from llasa.generation.retries import TriedCodes, generate_with_retries
 from llasa.generation.streaming import open_stream
 from llasa.generation.voices import Voice
 from llasa.model.llama import TokenContract
 from llasa.types import Speech
+
+
+class Manner(TypedDict, total=False):
+    """How a text is said: the arguments of :meth:`Synthesizer.request` that searches and long texts hand on."""
+
+    voice: Voice | None
+    seed: int
+    language: str | None
+    speaker: str | None
 
 
 class Synthesizer:
@@ -55,8 +65,8 @@ class Synthesizer:
             UserError: a text without a letter or in foreign ones, so long that no room is left for speech, or a speaker
                 that the model does not know.
         """
-        settings = {"voice": voice, "seed": seed, "languages": languages, "speakers": speakers}
-        return self.decode(self.generate(texts, sampling, **settings))
+        generated = self.generate(texts, sampling, voice=voice, seed=seed, languages=languages, speakers=speakers)
+        return self.decode(generated)
 
     def generate(
         self,
@@ -67,7 +77,7 @@ class Synthesizer:
         seed: int = 0,
         languages: Sequence[str] | None = None,
         speakers: Sequence[str | None] | None = None,
-    ) -> list[GeneratedCodes]:
+    ) -> list[TriedCodes]:
         """The first half of :meth:`speak`, which needs no codec."""
         languages, speakers = languages or [self.language] * len(texts), speakers or [None] * len(texts)
         requests = [
@@ -78,32 +88,27 @@ class Synthesizer:
 
     def decode(self, generated: Sequence[GeneratedCodes]) -> list[Speech]:
         """The second half of :meth:`speak`: waveforms of the codes."""
-        assert self.codec is not None
         rate = self.speech.card.codec.sample_rate
-        waveforms = self.codec.decode([result.codes for result in generated])
+        waveforms = self.waveforms([result.codes for result in generated])
         return [
             Speech(waveform, rate, result.codes, result.finish_reason, len(waveform) / rate)
             for waveform, result in zip(waveforms, generated, strict=True)
         ]
 
-    def stream(
-        self,
-        text: str,
-        sampling: SamplingConfig,
-        *,
-        voice: Voice | None = None,
-        seed: int = 0,
-        language: str | None = None,
-        speaker: str | None = None,
-    ) -> Iterator[np.ndarray]:
+    def waveforms(self, codes: list[np.ndarray]) -> list[np.ndarray]:
+        """Codes [num_codes] each → float32 [samples] each."""
+        assert self.codec is not None, "made without a codec"
+        return self.codec.decode(codes)
+
+    def stream(self, text: str, sampling: SamplingConfig, **said: Unpack[Manner]) -> Iterator[np.ndarray]:
         """Pieces of the waveform, float32 [samples] each, as they are spoken; nothing that was heard is taken back,
         so nothing is tried again. Closing the iterator ends the generation.
 
         Raises:
             UserError: as :meth:`speak`, at the first piece.
         """
-        assert self.codec is not None
-        request = self.request(text, sampling, voice=voice, seed=seed, language=language, speaker=speaker)
+        assert self.codec is not None, "made without a codec"
+        request = self.request(text, sampling, **said)
         decoder = open_stream(self.codec)
         for part in self.engine.stream(self.speech, [request], sampling):
             piece = decoder.push(part.codes)

@@ -40,9 +40,7 @@ def processor_settings(vocabulary: SpeechVocabulary, codec: CodecSpec) -> dict[s
 
 def sampling_params(request: Request, sampling: SamplingConfig, vocabulary: SpeechVocabulary) -> SamplingParams:
     """What vLLM is told of a request, and what the processor is."""
-    ours = {"seed": request.seed, "num_spoken": request.num_spoken}
-    # Speech that is not continued is never empty.
-    ours["min_codes"] = max(request.min_codes, 0 if request.num_spoken else 1)
+    ours = {"seed": request.seed, "num_spoken": request.num_spoken, "min_codes": request.fewest_codes}
     return SamplingParams(
         temperature=0.0,  # of what the processor leaves, which is one id
         max_tokens=request.max_codes + 1,  # one more than the codes: END itself

@@ -12,11 +12,12 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
 from llasa.audio import decode_audio, read_file, resample
-from llasa.codec.base import Codec
+from llasa.codec.base import CodecSpec
 from llasa.config import FiltersConfig
 from llasa.corpus.filters import check_length, check_level, check_speaking_rate, clipped_share, trimmed
 from llasa.corpus.recognition import Recognizer
@@ -31,6 +32,17 @@ MARGIN_SECONDS = 0.1
 """Of silence that is left at both ends: what is soft there belongs to the words."""
 
 FILTERS = FiltersConfig(max_seconds=None)
+
+
+class VoiceEncoder(Protocol):
+    """What of a :class:`llasa.codec.base.Codec` a voice needs."""
+
+    @property
+    def spec(self) -> CodecSpec: ...
+
+    def encode(self, waveforms: list[np.ndarray]) -> list[np.ndarray]: ...
+
+    def encoding_facts(self) -> dict[str, Any]: ...
 
 
 def read_content(file: Path, field: str) -> bytes:
@@ -96,7 +108,8 @@ def spoken_text(text: str, field: str, language: str, remedy: str) -> str:
 
 
 def warn_of_oddities(waveform: np.ndarray, rate: int, spoken: str, field: str, language: str) -> None:
-    if (share := clipped_share(waveform)) > FILTERS.max_clipped:
+    most = FILTERS.max_clipped
+    if most is not None and (share := clipped_share(waveform)) > most:
         warn(f"{field} is clipped ({share:.1%} of its samples): speech in this voice will be harsh too")
     try:
         check_speaking_rate(spoken, len(waveform) / rate, language, FILTERS)
@@ -104,7 +117,7 @@ def warn_of_oddities(waveform: np.ndarray, rate: int, spoken: str, field: str, l
         warn(f"{field} may have the wrong transcript ({reason}): its words may be repeated or left out")
 
 
-def encode(waveform: np.ndarray, rate: int, codec: Codec) -> np.ndarray:
+def encode(waveform: np.ndarray, rate: int, codec: VoiceEncoder) -> np.ndarray:
     return codec.encode([resample(waveform, rate, codec.spec.sample_rate)])[0]
 
 

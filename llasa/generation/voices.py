@@ -25,11 +25,11 @@ from pathlib import Path
 import numpy as np
 
 from llasa.audio import decode_audio
-from llasa.codec.base import Codec
 from llasa.errors import RejectedRow, UserError
 from llasa.explain import nearest
 from llasa.generation.voice_recording import (
     MAX_FILE_SECONDS,
+    VoiceEncoder,
     encode,
     heard,
     read_content,
@@ -74,62 +74,85 @@ def longest_voice(card: CheckpointCard) -> float:
     return min(MAX_SECONDS, card.max_length / 2 / card.codec.tokens_per_second)
 
 
-def open_voice(
-    voice: str,
-    text: str | None,
-    *,
-    folder: str | Path,
-    codec: Codec,
-    language: str,
-    recognizer_name: str | None = None,
-    max_seconds: float = MAX_SECONDS,
-) -> Voice:
-    """`voice=`: a file if there is one of that name, or if it has a slash or a suffix; else a name in ``folder``.
-
-    Only for what a user of this machine typed: it reads any file. A client's names go to :func:`named_voice`.
-
-    Raises:
-        UserError: as :func:`load_voice` or :func:`named_voice`; a transcript is given for a voice that has its own.
-    """
-    settings = {"codec": codec, "language": language, "recognizer_name": recognizer_name, "max_seconds": max_seconds}
-    if Path(voice).suffix or "/" in voice or os.sep in voice or os.path.isfile(voice):
-        return load_voice(voice, text, **settings)
-    if text is not None:
-        raise UserError(
-            f"voice={voice} is a name in {folder}, where {voice}.txt has its transcript",
-            remedy="leave voice_text= out, or name a file with voice=FILE.wav",
-        )
-    return named_voice(voice, folder, **settings)
-
-
-def load_voice(
-    file: str | Path,
-    text: str | None,
-    *,
-    codec: Codec,
-    language: str,
-    recognizer_name: str | None = None,
-    max_seconds: float = MAX_SECONDS,
-) -> Voice:
-    """Encode a recording of any rate and any number of channels. What is odd but usable is a warning.
+@dataclass(frozen=True)
+class VoiceReader:
+    """Encodes voices, of files and of a folder. What is odd but usable is a warning.
 
     Args:
-        text: what is said in it; none = what the recogniser ``recognizer_name`` hears.
         language: for the spoken form of the transcript, the recogniser, and the bounds of the speaking rate.
-        max_seconds: of what is left without silence, see :func:`longest_voice`.
-
-    Raises:
-        UserError: the file is not usable, or there is no transcript.
+        recognizer_name: hears what has no transcript; none = that is a mistake.
+        max_seconds: of a voice without the silence at its ends, see :func:`longest_voice`.
     """
-    field = f"voice={file}"
-    waveform, rate = read_recording(read_content(location(file), field), field, max_seconds)
-    if text is None:
-        text = heard(waveform, rate, field, language, recognizer_name, 'pass voice_text="…"')
-        spoken = spoken_text(text, field, language, "pass voice_text=…")
-    else:
-        spoken = spoken_text(text, f"voice_text={text!r}", language, "pass what is said in the recording")
-    warn_of_oddities(waveform, rate, spoken, field, language)
-    return Voice(spoken, encode(waveform, rate, codec))
+
+    codec: VoiceEncoder
+    language: str
+    recognizer_name: str | None = None
+    max_seconds: float = MAX_SECONDS
+
+    def open(self, voice: str, text: str | None, folder: str | Path) -> Voice:
+        """`voice=`: a file if there is one of that name, or if it has a slash or a suffix; else a name in ``folder``.
+
+        Only for what a user of this machine typed: it reads any file. A client's names go to :meth:`named`.
+
+        Raises:
+            UserError: as :meth:`load` or :meth:`named`; a transcript is given for a voice that has its own.
+        """
+        if Path(voice).suffix or "/" in voice or os.sep in voice or os.path.isfile(voice):
+            return self.load(voice, text)
+        if text is not None:
+            raise UserError(
+                f"voice={voice} is a name in {folder}, where {voice}.txt has its transcript",
+                remedy="leave voice_text= out, or name a file with voice=FILE.wav",
+            )
+        return self.named(voice, folder)
+
+    def load(self, file: str | Path, text: str | None) -> Voice:
+        """Encode a recording of any rate and any number of channels, in which ``text`` is said.
+
+        Raises:
+            UserError: the file is not usable, or there is no transcript.
+        """
+        field = f"voice={file}"
+        recording = read_recording(read_content(location(file), field), field, self.max_seconds)
+        if text is None:
+            text = heard(*recording, field, self.language, self.recognizer_name, 'pass voice_text="…"')
+            spoken = spoken_text(text, field, self.language, "pass voice_text=…")
+        else:
+            spoken = spoken_text(text, f"voice_text={text!r}", self.language, "pass what is said in the recording")
+        warn_of_oddities(*recording, spoken, field, self.language)
+        return Voice(spoken, encode(*recording, self.codec))
+
+    def named(self, name: str, folder: str | Path) -> Voice:
+        """A voice of a folder, from the codes that are kept there if they still belong to it.
+
+        A transcript that is missing is heard, and written for the next time and for people to correct.
+
+        Raises:
+            UserError: there is no such voice, it is not usable, or it has no transcript.
+        """
+        file = find_voice(name, folder)
+        field, transcript = f"voice={name} ({file})", file.with_suffix(".txt")
+        content = read_content(file, field)
+        recording = None
+        if transcript.is_file():
+            text = read_transcript(transcript)
+        else:
+            recording = read_recording(content, field, self.max_seconds)
+            remedy = f"write what is said into {transcript}"
+            text = heard(*recording, field, self.language, self.recognizer_name, remedy)
+            write_if_possible(transcript, (text.strip() + "\n").encode())
+        told = f"{transcript}: {text.strip()[:80]!r}"
+        spoken = spoken_text(text, told, self.language, "write what is said into it")
+        cache, key = cache_file(file, self.codec), cache_key(content, spoken, self.codec)
+        codes = read_codes(cache, key)
+        if codes is None:
+            recording = recording or read_recording(content, field, self.max_seconds)
+            warn_of_oddities(*recording, spoken, field, self.language)
+            codes = encode(*recording, self.codec)
+            write_if_possible(cache, packed_codes(codes, key))
+        # Kept codes may be of a run with a model of longer speech.
+        require_room(len(codes) / self.codec.spec.tokens_per_second, field, self.max_seconds)
+        return Voice(spoken, codes)
 
 
 # --- a folder of voices -----------------------------------------------------------------------------------------------
@@ -167,46 +190,6 @@ def list_voices(folder: str | Path) -> list[VoiceInfo]:
     return voices
 
 
-def named_voice(
-    name: str,
-    folder: str | Path,
-    *,
-    codec: Codec,
-    language: str,
-    recognizer_name: str | None = None,
-    max_seconds: float = MAX_SECONDS,
-) -> Voice:
-    """A voice of a folder, from the codes that are kept there if they still belong to it; see :func:`load_voice`.
-
-    A transcript that is missing is heard, and written for the next time and for people to correct.
-
-    Raises:
-        UserError: there is no such voice, it is not usable, or it has no transcript.
-    """
-    file = find_voice(name, folder)
-    field, transcript = f"voice={name} ({file})", file.with_suffix(".txt")
-    content = read_content(file, field)
-    recording = None
-    if transcript.is_file():
-        text = read_transcript(transcript)
-    else:
-        recording = read_recording(content, field, max_seconds)
-        text = heard(*recording, field, language, recognizer_name, f"write what is said into {transcript}")
-        write_if_possible(transcript, (text.strip() + "\n").encode())
-    spoken = spoken_text(text, f"{transcript}: {text.strip()[:80]!r}", language, "write what is said into it")
-    cache = cache_file(file, codec)
-    key = cache_key(content, spoken, codec)
-    codes = read_codes(cache, key)
-    if codes is None:
-        waveform, rate = recording or read_recording(content, field, max_seconds)
-        warn_of_oddities(waveform, rate, spoken, field, language)
-        codes = encode(waveform, rate, codec)
-        write_if_possible(cache, packed_codes(codes, key))
-    # Kept codes may be of a run with a model of longer speech.
-    require_room(len(codes) / codec.spec.tokens_per_second, field, max_seconds)
-    return Voice(spoken, codes)
-
-
 def recordings_in(folder: Path) -> dict[str, Path]:
     """Name (composed Unicode, which macOS does not write) → recording, sorted by name."""
     try:
@@ -230,13 +213,13 @@ def read_transcript(file: Path) -> str:
         raise UserError(f"cannot read {file}: {error}", remedy="write it as UTF-8") from None
 
 
-def cache_file(file: Path, codec: Codec) -> Path:
+def cache_file(file: Path, codec: VoiceEncoder) -> Path:
     """`NAME.CODEC-KEY.npz` beside the recording: one for each codec and way of encoding."""
     facts = json.dumps([codec.spec.to_dict(), codec.encoding_facts()], sort_keys=True)
     return file.with_name(f"{file.stem}.{codec.spec.name}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}.npz")
 
 
-def cache_key(content: bytes, spoken: str, codec: Codec) -> str:
+def cache_key(content: bytes, spoken: str, codec: VoiceEncoder) -> str:
     """Of all that the codes come from. The transcript is in it too: another one is compared with the sound anew."""
     facts = {
         "version": FORMAT_VERSION,

@@ -111,7 +111,6 @@ class SpeechEncoder:
         self._encoder: Encoder = raw[format](output_rate) if format in raw else FileEncoder(format, output_rate)
 
     def encode(self, waveform: np.ndarray) -> bytes:
-        """See :class:`Encoder`."""
         if self._tempo is not None:
             waveform = self._tempo.push(waveform)
         if self._resampler is not None:
@@ -119,7 +118,6 @@ class SpeechEncoder:
         return self._encoder.encode(waveform)
 
     def finish(self) -> bytes:
-        """See :class:`Encoder`."""
         rest = np.zeros(0, dtype=np.float32) if self._tempo is None else self._tempo.finish()
         if self._resampler is not None:
             rest = self._resampler.resample_chunk(rest, last=True)
@@ -133,11 +131,9 @@ class PcmEncoder:
         pass
 
     def encode(self, waveform: np.ndarray) -> bytes:
-        """See :class:`Encoder`."""
         return as_pcm(waveform) if len(waveform) else b""
 
     def finish(self) -> bytes:
-        """See :class:`Encoder`."""
         return b""
 
 
@@ -148,7 +144,6 @@ class WavEncoder(PcmEncoder):
         self._header = wav_header(None, sample_rate)
 
     def encode(self, waveform: np.ndarray) -> bytes:
-        """See :class:`Encoder`."""
         samples = super().encode(waveform)
         if not samples:
             return b""
@@ -156,7 +151,6 @@ class WavEncoder(PcmEncoder):
         return header + samples
 
     def finish(self) -> bytes:
-        """See :class:`Encoder`."""
         return self._header
 
 
@@ -185,13 +179,11 @@ class FileEncoder:
             )
 
     def encode(self, waveform: np.ndarray) -> bytes:
-        """See :class:`Encoder`."""
         if len(waveform):
             self._file.write(waveform)  # which clips it
         return b"" if self._tape.whole else self._tape.take()
 
     def finish(self) -> bytes:
-        """See :class:`Encoder`."""
         self._file.close()
         return self._tape.take()
 

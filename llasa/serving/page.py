@@ -18,9 +18,8 @@ The files are read once, so what a client asks for is a name in a table and neve
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import TypedDict
 
 from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
@@ -92,20 +91,15 @@ class PageSettings(TypedDict):
     sampling: SamplingDefaults
     examples: list[str]
     """Sentences to try that suit this checkpoint, in its default language; [] = the page's own."""
-    transcribes: NotRequired[bool]
-    """Whether a recording may come without its transcript (``asr`` is set); absent = no."""
-    voice_seconds: NotRequired[float]
-    """That a recording may last; absent = 30."""
-    upload_bytes: NotRequired[int]
-    """That an upload may have; absent = 10 MB."""
+    transcribes: bool
+    """Whether a recording may come without its transcript (``asr`` is set)."""
+    voice_seconds: float
+    """That a recording may last."""
+    upload_bytes: int
+    """That an upload may have."""
 
 
-def page_router(settings: Callable[[], PageSettings]) -> APIRouter:
-    """Routes of the page.
-
-    Args:
-        settings: called for each GET /page/settings.json; has to be quick.
-    """
+def page_router(settings: PageSettings) -> APIRouter:
     files = read_files()
     router = APIRouter(include_in_schema=False)
 
@@ -114,8 +108,8 @@ def page_router(settings: Callable[[], PageSettings]) -> APIRouter:
         return files[INDEX].response(request)
 
     @router.api_route("/page/settings.json", methods=["GET", "HEAD"])
-    def current_settings() -> Response:
-        return JSONResponse(settings(), headers=HEADERS | {"Cache-Control": "no-store"})
+    def settings_file() -> Response:
+        return JSONResponse(settings, headers=HEADERS | {"Cache-Control": "no-store"})
 
     @router.api_route("/page/{name}", methods=["GET", "HEAD"])
     def file(name: str, request: Request) -> Response:

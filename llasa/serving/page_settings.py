@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from llasa.config import ServeConfig
@@ -27,19 +26,15 @@ LANGUAGE_NAMES = {
     "ru": "Russian",
     "zh": "Chinese",
 }
-
-
 MAX_EXAMPLES = 8
 
 
-def page_settings(service: SpeechService, config: ServeConfig, model: str) -> Callable[[], PageSettings]:
-    """What the page asks for; see :mod:`llasa.serving.page`.
-
-    Raises:
-        UserError: the file of examples cannot be read.
+def page_settings(service: SpeechService, config: ServeConfig, model: str) -> PageSettings:
+    """Raises:
+    UserError: the file of examples cannot be read.
     """
     sampling = config.sampling
-    settings: PageSettings = {
+    return {
         "model": model,
         "languages": [Language(code=code, name=LANGUAGE_NAMES.get(code, code)) for code in service.languages],
         "default_language": service.default_language,
@@ -62,7 +57,6 @@ def page_settings(service: SpeechService, config: ServeConfig, model: str) -> Ca
         "voice_seconds": longest_voice(service.card),
         "upload_bytes": config.limits.upload_bytes,
     }
-    return lambda: settings
 
 
 def read_examples(file: str, characters: int) -> list[str]:

@@ -37,8 +37,6 @@ from llasa.errors import UserError
 from llasa.generation.engine import Batch, CodesPart, Request
 from llasa.serving.ticket import Busy, Failed, State, Stopping, Ticket, TimedOut
 
-__all__ = ["Busy", "Failed", "Scheduler", "Stopping", "Ticket", "TimedOut"]
-
 MOST_FAILURES = 3
 LONGEST_STEP = 120.0
 """Seconds; the first step on a GPU may compile kernels."""
@@ -313,10 +311,12 @@ class Scheduler:
                 self._forget(ticket)
             self._cancelled = []
         # An engine may hold requests beyond its batch (vLLM); one that is broken may not be able to let them go.
-        with contextlib.suppress(Exception):
-            for ticket in failed if self._batch is not None else ():
-                self._batch.cancel(ticket.index)
-        self._batch = None  # before another is opened, for there may be memory for one only
+        batch, self._batch = self._batch, None
+        if batch is not None:
+            with contextlib.suppress(Exception):
+                for ticket in failed:
+                    batch.cancel(ticket.index)
+        del batch  # before another is opened, for there may be memory for one only
         self._failures += 1
         return [(ticket, Failed()) for ticket in failed]
 

@@ -10,6 +10,7 @@ import dataclasses
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic.config import JsonDict
 
 from llasa.config import SamplingConfig
 from llasa.serving.encoding import MEDIA_TYPES
@@ -18,7 +19,7 @@ from llasa.serving.tempo import MAX_SPEED, MIN_SPEED
 DEFAULT_VOICE = "default"
 """The model's own."""
 
-EXAMPLE = {"model": "llasa", "input": "Ciao, come stai?", "voice": "default", "response_format": "wav"}
+EXAMPLE: JsonDict = {"model": "llasa", "input": "Ciao, come stai?", "voice": "default", "response_format": "wav"}
 
 
 class VoiceReference(BaseModel):

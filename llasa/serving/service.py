@@ -14,7 +14,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
@@ -212,7 +212,7 @@ class SpeechService:
         Cost: that of decoding every recording where one has changed, so better in a thread. Raises ``UserError`` where
         the folder cannot be read.
         """
-        return self._voices.list()
+        return self._voices.known()
 
     async def add_voice(self, name: str, recording: bytes, text: str | None, language: str | None) -> VoiceInfo:
         """Add a recording to the voices.
@@ -262,7 +262,7 @@ class SpeechService:
         """Spoken since the start."""
         return self._scheduler.num_codes
 
-    async def _run(self, executor: ThreadPoolExecutor, call: Callable[..., T], *arguments: Any) -> T:
+    async def _run(self, executor: Executor, call: Callable[..., T], *arguments: Any) -> T:
         try:
             return await asyncio.get_running_loop().run_in_executor(executor, call, *arguments)
         except RuntimeError as error:
@@ -275,7 +275,7 @@ class _CodecInThread:
     """A codec whose :meth:`encode` happens in the codec's thread, for callers in others: nothing says that a codec may
     be used by two at once. A voice is encoded once, and the streams wait for it that long."""
 
-    def __init__(self, codec: Codec, thread: ThreadPoolExecutor) -> None:
+    def __init__(self, codec: Codec, thread: Executor) -> None:
         self._codec, self._thread = codec, thread
         self.spec: CodecSpec = codec.spec
 

@@ -152,10 +152,6 @@ class SpeechStream:
         """Give the place in the batch back before the next step. At any moment, also after the end."""
         self._close("cancelled")
 
-    async def aclose(self) -> None:
-        """:meth:`close`."""
-        self.close()
-
     def _end(self, error: Exception) -> Exception:
         reasons = {TimedOut: "timed_out", Stopping: "stopped"}
         self._close(reasons.get(type(error), "failed"))

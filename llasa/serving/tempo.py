@@ -25,9 +25,7 @@ def available_speeds() -> tuple[float, float] | None:
 
 
 class Tempo:
-    """Speech in more or less time at the same pitch: ffmpeg's `atempo` (WSOLA), which works on a stream.
-
-    The result has ``round(samples / speed)`` samples. It comes a twentieth of a second of speech late.
+    """The result has ``round(samples / speed)`` samples, and comes a twentieth of a second of speech late.
 
     Raises:
         UserError: PyAV is not installed.
@@ -53,7 +51,9 @@ class Tempo:
     def push(self, waveform: np.ndarray) -> np.ndarray:
         """float32 [samples >= 0] → the samples that are ready."""
         self._num_in += len(waveform)
-        return self._counted(self._through(waveform))
+        ready = self._through(waveform)
+        self._num_out += len(ready)
+        return ready
 
     def finish(self) -> np.ndarray:
         """The rest."""
@@ -63,10 +63,6 @@ class Tempo:
         self._graph.push(None)
         rest.append(self._pull())
         return np.concatenate(rest)[: max(0, length - self._num_out)]
-
-    def _counted(self, waveform: np.ndarray) -> np.ndarray:
-        self._num_out += len(waveform)
-        return waveform
 
     def _through(self, waveform: np.ndarray) -> np.ndarray:
         from av import AudioFrame
@@ -86,6 +82,6 @@ class Tempo:
         pieces = [np.zeros(0, dtype=np.float32)]
         while True:  # until the filter has no more: it holds a finite number of samples
             try:
-                pieces.append(self._graph.pull().to_ndarray().reshape(-1))
+                pieces.append(np.asarray(self._graph.pull().to_ndarray(), dtype=np.float32).reshape(-1))
             except (BlockingIOError, EOFError):
                 return np.concatenate(pieces)

@@ -1,6 +1,6 @@
 """The voices that clients may name and add: a folder of recordings, behind names that never become a path.
 
-    name ─looked up in a list of the folder─► named_voice ─► Voice        kept in memory while its files are the same
+    name ─looked up in a list of the folder─► VoiceReader ─► Voice        kept in memory while its files are the same
     name, recording, text ─checked, decoded, written anew─► NAME.txt, NAME.wav
 
 What :mod:`llasa.generation.voices` says of a voice names files of this machine. That goes to the log; the client gets a
@@ -23,16 +23,15 @@ import numpy as np
 import soundfile
 
 from llasa.audio import mended
-from llasa.codec.base import Codec
 from llasa.errors import RejectedRow, UserError
-from llasa.generation.voice_recording import heard, read_recording, spoken_text
+from llasa.generation.voice_recording import VoiceEncoder, heard, read_recording, spoken_text
 from llasa.generation.voices import (
     Voice,
     VoiceInfo,
+    VoiceReader,
     find_voice,
     list_voices,
     longest_voice,
-    named_voice,
     recordings_in,
 )
 from llasa.model.checkpoint import CheckpointCard
@@ -65,7 +64,7 @@ class Voices:
     """
 
     def __init__(
-        self, folder: str | Path, codec: Codec, card: CheckpointCard, recognizer_name: str | None, max_bytes: int
+        self, folder: str | Path, codec: VoiceEncoder, card: CheckpointCard, recognizer_name: str | None, max_bytes: int
     ) -> None:
         self._folder, self._codec, self._recognizer, self._max_bytes = folder, codec, recognizer_name, max_bytes
         self._max_seconds = longest_voice(card)
@@ -73,7 +72,7 @@ class Voices:
         self._kept: OrderedDict[tuple[object, ...], Voice] = OrderedDict()
         self._listed: tuple[list[object], list[VoiceInfo]] = ([], [])
 
-    def list(self) -> list[VoiceInfo]:
+    def known(self) -> list[VoiceInfo]:
         """All usable ones by name. Every recording is decoded, when one has changed.
 
         Raises:
@@ -150,9 +149,8 @@ class Voices:
     # --- with the lock -----------------------------------------------------------------------------------------------
 
     def _read(self, name: str, language: str) -> Voice:
-        settings = {"recognizer_name": self._recognizer, "max_seconds": self._max_seconds}
         try:
-            return named_voice(name, self._folder, codec=self._codec, language=language, **settings)
+            return VoiceReader(self._codec, language, self._recognizer, self._max_seconds).named(name, self._folder)
         except UserError as mistake:
             _log.warning("a voice cannot be used: %s", mistake)
             raise UserError(

@@ -78,7 +78,6 @@ class PerthWatermark:
         self._layers = layers(read_weights(), "encoder.layers")
 
     def open_stream(self, sample_rate: int) -> PerthStream:
-        """See :class:`Watermark`."""
         return PerthStream(self._layers, self.strength, sample_rate)
 
 
@@ -134,14 +133,12 @@ class PerthStream:
 
     @torch.inference_mode()
     def push(self, piece: np.ndarray) -> np.ndarray:
-        """See :class:`WatermarkStream`."""
         assert not self._finished, "the stream is finished"
         self._samples = torch.cat([self._samples, torch.from_numpy(np.array(piece, dtype=np.float32))])
         return self._advance(last=False)
 
     @torch.inference_mode()
     def finish(self) -> np.ndarray:
-        """See :class:`WatermarkStream`."""
         assert not self._finished, "the stream is finished"
         self._finished = True
         rest = len(self._samples) - self._silence

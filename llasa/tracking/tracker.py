@@ -50,8 +50,10 @@ class Tracker:
         hears of it."""
         row = {key: _finite(value) for key, value in metrics.items()}
         self._file.write(row)
+        step = row["step"]
+        assert step is not None, "a step that is no number"
         values = {key: value for key, value in row.items() if key != "step" and value is not None}
-        self._tell(lambda service: service.log(values, int(metrics["step"])))
+        self._tell(lambda service: service.log(values, int(step)))
 
     def log_media(
         self,

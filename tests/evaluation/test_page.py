@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import re
-import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,9 +17,9 @@ from llasa.audio import decode_audio
 from llasa.entry import compose_config
 from llasa.evaluation.page import write_page
 from llasa.evaluation.report import build_report
+from tests.browser import CHROMIUM, chromium, contrast
 from tests.corpus.recordings import speech_like, write_audio
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NASTY = """<script>document.title="owned"</script> "quoted" 'it' & <img src=x onerror=alert(1)>"""
 SENTENCES = 12
 
@@ -122,22 +121,17 @@ def test_a_page_of_few_clips_says_so(folder):
 
 
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
+def browser() -> Iterator[Any]:
     if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
-        )
+        pytest.skip("there is no Chromium")
+    with chromium("--autoplay-policy=no-user-gesture-required") as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
-def page(chromium, folder) -> Iterator[Any]:
+def page(browser, folder) -> Iterator[Any]:
     """The page, opened as a file, where any request and any word on the console is a failure."""
-    opened = chromium.new_page(viewport={"width": 1280, "height": 900})
+    opened = browser.new_page(viewport={"width": 1280, "height": 900})
     said: list[str] = []
     opened.on("console", lambda message: said.append(message.text))
     opened.on("pageerror", lambda error: said.append(str(error)))
@@ -245,10 +239,10 @@ def test_nothing_hangs_over_the_edge_of_a_screen(page, width):
     assert page.locator("#clips thead").is_visible(), "to sort by"
 
 
-def test_light_and_dark_are_readable(chromium, folder):
+def test_light_and_dark_are_readable(browser, folder):
     """Contrast of text and background, by the formula of WCAG 2: 4.5 is its limit for text."""
     for scheme in ("light", "dark"):
-        opened = chromium.new_page(color_scheme=scheme)
+        opened = browser.new_page(color_scheme=scheme)
         opened.goto((folder / "index.html").as_uri())
         for selector in ("h1", ".meta", ".note", "#summary b", "#summary small", "mark", ".chips span", ".chips .bad"):
             ink, paper = opened.evaluate(COLOURS, selector)
@@ -265,12 +259,3 @@ COLOURS = """selector => {
     }
     return [ink.slice(0, 3), paper.slice(0, 3)];
 }"""
-
-
-def contrast(first: list[float], second: list[float]) -> float:
-    def luminance(colour: list[float]) -> float:
-        linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in colour)]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    light, dark = sorted((luminance(first), luminance(second)), reverse=True)
-    return (light + 0.05) / (dark + 0.05)

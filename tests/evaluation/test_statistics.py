@@ -44,21 +44,10 @@ def test_the_true_rate_lies_in_most_intervals():
     assert 0.9 <= inside / 200 <= 0.99
 
 
-def test_speakers_are_drawn_as_a_whole():
-    """20 copies of each utterance are no new knowledge. Fails when groups are ignored."""
-    errors, words = error_counts(np.random.default_rng(0), 30)
-    speakers = [f"speaker {index}" for index in range(30)]
-    once = np.diff(bootstrap_interval(errors, words))
-    copies = [np.tile(column, 20) for column in (errors, words)]
-    assert np.diff(bootstrap_interval(*copies)) < once / 3
-    assert np.diff(bootstrap_interval(*copies, groups=speakers * 20)) == pytest.approx(once, rel=1e-9)
-
-
 def test_too_little_to_tell():
     nan = float("nan")
     assert all(map(math.isnan, bootstrap_interval([])))
     assert all(map(math.isnan, bootstrap_interval([1.0])))
-    assert all(map(math.isnan, bootstrap_interval([1.0, 2.0], groups=["a", "a"])))
     assert all(map(math.isnan, bootstrap_interval([1.0, nan])))
     assert bootstrap_interval([0, 0, 0], [4, 5, 6]) == (0, 0)
     assert bootstrap_interval([1.0, 1.0, nan, 1.0]) == (1, 1)

@@ -35,14 +35,6 @@ def test_word_errors_are_those_counted_by_hand(text, heard, language, expected):
     assert word_errors(text, heard, language) == expected
 
 
-def test_a_corpus_rate_is_the_sum_of_errors_by_the_sum_of_lengths():
-    counts = word_errors("a b c d", "a b c x", "en") + word_errors("sì", "no no", "it")
-    assert counts == ErrorCounts(2, 0, 1, 5)
-    assert (counts.errors, counts.rate) == (3, 3 / 5)
-    assert word_errors("", "buona notte", "it").rate == 2
-    assert sum([counts, counts], ErrorCounts(0, 0, 0, 0)) == ErrorCounts(4, 0, 2, 10)
-
-
 def test_character_errors_are_those_of_the_training_samples():
     """Fails when spaces do not count. One rate must not mean two things in one project."""
     assert character_errors("abcd", "abxd", "en") == ErrorCounts(1, 0, 0, 4)
@@ -55,7 +47,8 @@ def test_character_errors_are_those_of_the_training_samples():
         ("Una Frase", "frase una"),
     ]
     for text, heard in pairs:
-        assert character_errors(text, heard, "it").rate == character_error_rate(text, heard, "it")
+        counts = character_errors(text, heard, "it")
+        assert counts.errors / max(1, counts.length) == character_error_rate(text, heard, "it")
     assert character_errors("你好吗", "你好", "zh") == ErrorCounts(0, 1, 0, 3)
 
 

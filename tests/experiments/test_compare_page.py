@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 
 from experiments.compare import main
+from tests.browser import chromium, needs_chromium
 from tests.experiments.test_compare import write_run
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Three learning rates with two seeds each, one run diverged, a name that is no HTML."""
+    """Three learning rates with two seeds each, one run diverged, names that are no HTML."""
     root = tmp_path_factory.mktemp("page")
     for index, lr in enumerate((1e-4, 1e-3, 1e-2)):
         for seed in (0, 1):
             last = None if (index, seed) == (2, 1) else 4.0 - index + seed / 4
             heldout = {"step": 40, "heldout/loss": 5.0 + index, "heldout/accuracy": 0.5 - index / 8}
+            heldout["<!--<script>"] = 1.0  # behind it no script would end
             name = f"{index}{seed}" if (index, seed) != (0, 0) else "<b>&00"
             write_run(root / "runs" / name, [6.0, 5.0, 4.5, last], heldout, optimizer__lr=lr, seed=seed)
     main([str(root / "runs"), "--output", str(root / "out"), "--x", "tokens"])
@@ -31,12 +31,8 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as driver:
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=flags)
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from llasa.corpus.store import TokenStore
-from llasa.generation.loops import LoopDetector, cut_loop, find_loop
+from llasa.generation.loops import LoopDetector, find_loop
 
 FRAME, RATE = 4, 50.0
 
@@ -32,11 +32,10 @@ def test_a_loop_of_any_period_is_found_as_soon_as_it_has_gone_on_long_enough(sec
         assert find_loop(codes, FRAME, RATE, seconds) == answers[-1]
 
 
-def test_what_is_left_holds_the_loop_once():
-    """Fails when the cut takes the first turn too, or leaves the second."""
-    codes = looping(7)
-    np.testing.assert_array_equal(cut_loop(codes, FRAME, RATE, 2.0), codes[: 27 * FRAME])
-    np.testing.assert_array_equal(cut_loop(speech(300), FRAME, RATE, 2.0), speech(300))
+def test_what_is_before_the_repetition_holds_the_loop_once():
+    """Fails when the first turn counts as repetition, or the second does not."""
+    assert find_loop(looping(7), FRAME, RATE, 2.0) == 27 * FRAME
+    assert find_loop(speech(300), FRAME, RATE, 2.0) is None
 
 
 def test_a_loop_with_a_wrong_code_now_and_then_is_one():

@@ -12,7 +12,7 @@ from llasa.build import build
 from llasa.config import SamplingConfig
 from llasa.entry import group_config
 from llasa.errors import UserError
-from llasa.generation.beam_search import BeamSearch, beam_search
+from llasa.generation.beam_search import BeamSearch
 from llasa.generation.engine import Request
 from llasa.generation.engine_hf import TransformersEngine
 from llasa.generation.scoring import (
@@ -20,7 +20,7 @@ from llasa.generation.scoring import (
     LengthPlausibility,
     WeightedSum,
 )
-from llasa.generation.search import BestOf, best_of
+from llasa.generation.search import BestOf
 from llasa.generation.synthesizer import Synthesizer
 from llasa.generation.voices import Voice
 from llasa.model.checkpoint import CheckpointCard
@@ -133,7 +133,7 @@ def beams(**changes):
 
 def test_the_best_is_the_one_with_the_best_score(synthesizer):
     """Fails when the worst is taken, or scores are those of another candidate."""
-    result = best_of(synthesizer, TEXT, SAMPLED, n=6, scorers={"loudness": Loudness()}, seed=3)
+    result = BestOf(6, {"loudness": Loudness()}).speak(synthesizer, TEXT, SAMPLED, seed=3)
     assert len(result.candidates) == 6
     for candidate in result.candidates:
         assert candidate.total == candidate.scores["loudness"] == loudness(candidate.speech.waveform)
@@ -154,9 +154,9 @@ def test_one_candidate_is_plain_synthesis(synthesizer, retries):
     reasons = set()
     for seed in range(6):
         (expected,) = synthesizer.speak([TEXT], sampling, seed=seed)
-        one = best_of(synthesizer, TEXT, sampling, n=1, scorers={}, seed=seed)
+        one = BestOf(1, {}).speak(synthesizer, TEXT, sampling, seed=seed)
         assert same(one.speech, expected)
-        beam = beam_search(synthesizer, TEXT, sampling, **beams(width=1, candidates=1), seed=seed)
+        beam = BeamSearch(**beams(width=1, candidates=1)).speak(synthesizer, TEXT, sampling, seed=seed)
         assert same(beam.speech, expected)
         assert np.array_equal(one.speech.waveform, expected.waveform)
         reasons.add(expected.finish_reason)
@@ -165,8 +165,8 @@ def test_one_candidate_is_plain_synthesis(synthesizer, retries):
 
 def test_candidates_are_plain_synthesis_with_other_seeds(synthesizer):
     """Best-of-3 chooses among the first three of best-of-6. Fails when the batch decides what a seed says."""
-    six = best_of(synthesizer, TEXT, SAMPLED, n=6, scorers={"loudness": Loudness()}, seed=5).candidates
-    three = best_of(synthesizer, TEXT, SAMPLED, n=3, scorers={"loudness": Loudness()}, seed=5).candidates
+    six = BestOf(6, {"loudness": Loudness()}).speak(synthesizer, TEXT, SAMPLED, seed=5).candidates
+    three = BestOf(3, {"loudness": Loudness()}).speak(synthesizer, TEXT, SAMPLED, seed=5).candidates
     assert len({candidate.seed for candidate in six}) == 6
     assert six[0].seed == 5
     assert len({candidate.speech.codes.tobytes() for candidate in six}) > 3
@@ -192,7 +192,7 @@ def test_what_did_not_end_ranks_below_what_did(synthesizer):
     sampling = replace(SAMPLED, max_seconds=0.6)
     against_the_score = 0
     for seed in range(6):
-        result = best_of(synthesizer, TEXT, sampling, n=8, scorers={"seconds": Seconds()}, seed=seed)
+        result = BestOf(8, {"seconds": Seconds()}).speak(synthesizer, TEXT, sampling, seed=seed)
         ended = [c.total for c in result.candidates if c.speech.finish_reason == "stop"]
         assert ended
         assert result.speech.finish_reason == "stop"
@@ -200,9 +200,7 @@ def test_what_did_not_end_ranks_below_what_did(synthesizer):
         against_the_score += max(ended) < max(c.total for c in result.candidates)
     assert against_the_score
     cut_off = replace(SAMPLED, max_seconds=FRAME_SECONDS)
-    results = [
-        best_of(synthesizer, TEXT, cut_off, n=3, scorers={"loudness": Loudness()}, seed=seed) for seed in range(6)
-    ]
+    results = [BestOf(3, {"loudness": Loudness()}).speak(synthesizer, TEXT, cut_off, seed=seed) for seed in range(6)]
     unfinished = [r for r in results if all(c.speech.finish_reason == "length" for c in r.candidates)]
     assert unfinished
     for result in unfinished:
@@ -211,11 +209,11 @@ def test_what_did_not_end_ranks_below_what_did(synthesizer):
 
 def test_of_equals_the_first_is_taken(synthesizer):
     """Fails when the last is."""
-    result = best_of(synthesizer, TEXT, SAMPLED, n=5, scorers={"constant": Constant()})
+    result = BestOf(5, {"constant": Constant()}).speak(synthesizer, TEXT, SAMPLED)
     first = next(c for c in result.candidates if c.speech.finish_reason == "stop")
     assert result.best is first
     search = beams(step_scorers={"constant": Constant()}, scorers={"constant": Constant()}, step_seconds=0.08)
-    result = beam_search(synthesizer, TEXT, SAMPLED, **search)
+    result = BeamSearch(**search).speak(synthesizer, TEXT, SAMPLED)
     first = next(c for c in result.candidates if c.speech.finish_reason == "stop")
     assert result.best is first
 
@@ -224,7 +222,7 @@ def test_weights_decide_between_scorers(synthesizer):
     """Fails when weights are left out of the sum, or counted twice."""
     scorers = {"loudness": Loudness(), "seconds": Seconds()}
     weights = {"loudness": 0.0, "seconds": -2.0}
-    result = best_of(synthesizer, TEXT, SAMPLED, n=6, scorers=scorers, weights=weights)
+    result = BestOf(6, scorers, weights).speak(synthesizer, TEXT, SAMPLED)
     for candidate in result.candidates:
         assert set(candidate.scores) == {"loudness", "seconds"}
         assert candidate.total == pytest.approx(-2 * candidate.speech.seconds)
@@ -250,7 +248,7 @@ def test_steps_change_nothing_where_there_is_one_way_to_go_on(synthesizer):
         ended.add(expected.finish_reason)
         for frames in steps:
             search = beams(width=2, candidates=2, step_seconds=frames * FRAME_SECONDS)
-            result = beam_search(synthesizer, text, likeliest, **search)
+            result = BeamSearch(**search).speak(synthesizer, text, likeliest)
             assert same(result.speech, expected), (text, frames)
             assert len(result.candidates) == 1
             first = min(frames * 2, len(expected.codes))
@@ -267,14 +265,16 @@ def test_a_loop_that_began_steps_ago_is_found(synthesizer):
     for text, codes in (("Ciao, come stai?", 4), ("Io", 2), ("Che ora è?", 8)):
         (expected,) = synthesizer.speak([text], sampling)
         assert (expected.finish_reason, len(expected.codes)) == ("loop", codes)
-        result = beam_search(synthesizer, text, sampling, **beams(candidates=1, step_seconds=0.08))
+        result = BeamSearch(**beams(candidates=1, step_seconds=0.08)).speak(synthesizer, text, sampling)
         assert same(result.speech, expected)
 
 
 def test_at_each_step_the_better_ones_are_kept(synthesizer):
     """What a step continues are the ``width`` loudest of what the step before left. Fails when others are."""
     judge = Loudness()
-    result = beam_search(synthesizer, TEXT, SAMPLED, **beams(width=2, candidates=3, step_scorers={"loudness": judge}))
+    result = BeamSearch(**beams(width=2, candidates=3, step_scorers={"loudness": judge})).speak(
+        synthesizer, TEXT, SAMPLED
+    )
     asked = synthesizer.engine.asked
     assert len(asked[0]) == 6, "the first step is as wide as the others"
     prompt = asked[0][0].prompt
@@ -305,8 +305,10 @@ def test_a_beam_finds_what_the_step_scorer_looks_for(synthesizer):
     """Louder than the best of as many codes on the whole. Fails when a step keeps the first or the worst."""
     found = {"beam": [], "best_of": [], "plain": []}
     for seed in range(6):
-        beam = beam_search(synthesizer, TEXT, SAMPLED, **beams(width=2, candidates=4, step_seconds=0.08), seed=seed)
-        many = best_of(synthesizer, TEXT, SAMPLED, n=8, scorers={"loudness": Loudness()}, seed=seed)
+        beam = BeamSearch(**beams(width=2, candidates=4, step_seconds=0.08)).speak(
+            synthesizer, TEXT, SAMPLED, seed=seed
+        )
+        many = BestOf(8, {"loudness": Loudness()}).speak(synthesizer, TEXT, SAMPLED, seed=seed)
         found["beam"].append(beam.best.total)
         found["best_of"].append(many.best.total)
         found["plain"].append(many.candidates[0].total)
@@ -319,7 +321,7 @@ def test_every_search_has_a_bound(synthesizer):
     lengths = []
     for seed in range(6):
         synthesizer.engine.asked.clear()
-        result = beam_search(synthesizer, TEXT, replace(SAMPLED, max_seconds=0.6), **search, seed=seed)
+        result = BeamSearch(**search).speak(synthesizer, TEXT, replace(SAMPLED, max_seconds=0.6), seed=seed)
         assert len(synthesizer.engine.asked) <= 4
         lengths += [len(candidate.speech.codes) for candidate in result.candidates]
     assert max(lengths) == 0.6 * 50
@@ -329,7 +331,7 @@ def test_a_beam_that_was_cut_off_gives_way(synthesizer):
     """Long speech is good, and the longest is what ran into the limit. Fails when only the score decides."""
     search = beams(candidates=4, step_scorers={"s": Seconds()}, scorers={"s": Seconds()}, step_seconds=0.16)
     sampling = replace(SAMPLED, max_seconds=0.6)
-    results = [beam_search(synthesizer, TEXT, sampling, **search, seed=seed) for seed in range(12)]
+    results = [BeamSearch(**search).speak(synthesizer, TEXT, sampling, seed=seed) for seed in range(12)]
     reasons = [[c.speech.finish_reason for c in result.candidates] for result in results]
     assert reasons.count(["stop", "stop"]) >= 3
     assert any("length" in pair for pair in reasons)
@@ -342,7 +344,7 @@ def test_the_end_is_judged_by_other_scorers(synthesizer):
     search = beams(width=3, step_scorers={"loudness": Loudness()}, scorers={"short": Seconds(-1.0)}, step_seconds=0.08)
     ranges = []
     for seed in range(6):
-        result = beam_search(synthesizer, TEXT, SAMPLED, **search, seed=seed)
+        result = BeamSearch(**search).speak(synthesizer, TEXT, SAMPLED, seed=seed)
         assert set(result.best.scores) == {"short"}
         ended = [c.speech.seconds for c in result.candidates if c.speech.finish_reason == "stop"]
         if ended:
@@ -409,9 +411,9 @@ def test_a_search_that_cannot_begin_is_refused(synthesizer):
     (expected,) = synthesizer.speak([TEXT], greedy)
     assert same(BestOf(1, {}).speak(synthesizer, TEXT, greedy).speech, expected)
     with pytest.raises(UserError, match=r"search\.step_seconds=0\.03 .*a frame of the codec has 0\.04 s"):
-        beam_search(synthesizer, TEXT, SAMPLED, **beams(step_seconds=0.03))
+        BeamSearch(**beams(step_seconds=0.03)).speak(synthesizer, TEXT, SAMPLED)
     with pytest.raises(UserError, match="the scorer x gave nan; a scorer must give a finite number"):
-        best_of(synthesizer, TEXT, SAMPLED, n=2, scorers={"x": Constant(float("nan"))})
+        BestOf(2, {"x": Constant(float("nan"))}).speak(synthesizer, TEXT, SAMPLED)
 
 
 def test_the_options_are_built_and_search(synthesizer):

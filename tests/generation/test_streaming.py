@@ -202,7 +202,7 @@ def test_context_and_lookahead_help(xcodec2, speech):
     expected = xcodec2.decode([codes])[0]
 
     def ratio(**lengths: float) -> float:
-        return signal_to_difference(expected, np.concatenate(streamed(open_stream(xcodec2, **lengths), codes, 50)))
+        return signal_to_difference(expected, np.concatenate(streamed(WindowedDecoder(xcodec2, **lengths), codes, 50)))
 
     by_context = [ratio(context_seconds=seconds) for seconds in (0, 1, 8)]
     assert by_context[0] + 0.5 < by_context[1] < by_context[2] - 1
@@ -228,7 +228,7 @@ def test_windows_are_joined_as_by_hand(xcodec2, speech):
     """Fails when the cross-fade is left out, runs backwards, or stands a sample too late; a step is then heard."""
     codes = xcodec2.encode([speech])[0][:300]
     lengths = {"first_seconds": 0.2, "chunk_seconds": 1.0, "context_seconds": 0.5, "lookahead_seconds": 0.3}
-    given = np.concatenate(streamed(open_stream(xcodec2, **lengths, crossfade_seconds=0.02), codes, 9))
+    given = np.concatenate(streamed(WindowedDecoder(xcodec2, **lengths, crossfade_seconds=0.02), codes, 9))
     expected = joined_windows(xcodec2, codes, [10, 20, 40, 50, 50, 50, 50], context=25, lookahead=15, fade=320)
     hard = joined_windows(xcodec2, codes, [10, 20, 40, 50, 50, 50, 50], context=25, lookahead=15, fade=1)
     assert np.abs(expected - hard).max() > 0.1 * expected.std()
@@ -327,9 +327,11 @@ def test_wrong_codes_are_refused(xcodec2):
     ],
 )
 def test_lengths_are_checked(xcodec2, lengths, field):
-    open_stream(xcodec2, first_seconds=0, chunk_seconds=0, context_seconds=0, lookahead_seconds=0, crossfade_seconds=0)
+    WindowedDecoder(
+        xcodec2, first_seconds=0, chunk_seconds=0, context_seconds=0, lookahead_seconds=0, crossfade_seconds=0
+    )
     with pytest.raises(UserError, match=f"{field} is not valid; use "):
-        open_stream(xcodec2, **lengths)
+        WindowedDecoder(xcodec2, **lengths)
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------

@@ -15,14 +15,7 @@ from llasa.errors import UserError
 from llasa.generation.engine_hf import TransformersEngine
 from llasa.generation.synthesizer import Synthesizer
 from llasa.generation.voice_recording import MARGIN_SECONDS
-from llasa.generation.voices import (
-    find_voice,
-    list_voices,
-    load_voice,
-    longest_voice,
-    named_voice,
-    open_voice,
-)
+from llasa.generation.voices import VoiceReader, find_voice, list_voices, longest_voice
 from llasa.model.checkpoint import PUBLISHED_CODEC, CheckpointCard
 from llasa.tokens.prompt import PromptRules
 from tests.corpus.recordings import speech_like, write_audio
@@ -52,7 +45,7 @@ def codec():
 
 
 def load(file, codec, text=TEXT, **settings):
-    return load_voice(file, text, codec=codec, language="it", **settings)
+    return VoiceReader(codec, "it", **settings).load(file, text)
 
 
 def write_voice(folder, name, seconds=2.0, seed=1, suffix=".wav", text=TEXT):
@@ -63,7 +56,7 @@ def write_voice(folder, name, seconds=2.0, seed=1, suffix=".wav", text=TEXT):
 
 
 def named(name, folder, codec, **settings):
-    return named_voice(name, folder, codec=codec, language="it", **settings)
+    return VoiceReader(codec, "it", **settings).named(name, folder)
 
 
 def caches(folder):
@@ -404,8 +397,7 @@ def test_a_file_and_a_name_are_told_apart(codec, tmp_path, monkeypatch):
     file = write_voice(tmp_path, "other", seed=2)
 
     def codes(voice, text=None):
-        settings = {"folder": "voices", "codec": codec, "language": "it"}
-        return open_voice(voice, text, **settings).codes.tolist()
+        return VoiceReader(codec, "it").open(voice, text, "voices").codes.tolist()
 
     of_anna, of_other = named("anna", folder, codec).codes.tolist(), load(file, codec).codes.tolist()
     assert of_anna != of_other

@@ -10,7 +10,6 @@ import io
 import itertools
 import json
 import re
-import shutil
 import threading
 import time
 from pathlib import Path
@@ -25,18 +24,13 @@ from llasa.generation.engine_hf import TransformersEngine
 from llasa.generation.synthesizer import Synthesizer
 from llasa.serving.service import SpeechService
 from llasa.serving.tempo import available_speeds
+from tests.browser import chromium, contrast, needs_chromium
 from tests.corpus.recordings import audio_bytes, speech_like
 from tests.serving.http_server import save_speaker, serve_config, serving, wait_until
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--use-fake-device-for-media-stream",  # a microphone that beeps
-    "--use-fake-ui-for-media-stream",
-]
+pytestmark = needs_chromium
+MICROPHONE = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
+"""One that beeps."""
 TEXT = "Il gatto dorme sul letto, e la luna dorme con lui"
 """So long that nobody reads it in `SECONDS`: whatever the seed, the model may not end before."""
 SECONDS = 1.0
@@ -118,11 +112,8 @@ def server(checkpoint, pace):
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with chromium(*MICROPHONE) as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -375,7 +366,7 @@ def test_settings_reach_the_server_and_come_back_from_the_history(page, server):
 
 
 def test_the_history_plays_downloads_and_forgets(page):
-    """Fails when an entry loses its sound, or texts are kept in the browser without having been asked for."""
+    """Fails when an entry loses its sound, both have one seed, or texts are kept that nobody asked to keep."""
     speak(page, "Il gatto dorme")
     spoken(page)
     speak(page, "La luna è alta")
@@ -383,6 +374,8 @@ def test_the_history_plays_downloads_and_forgets(page):
     stage(page, "ended")
     entries = page.locator("#entries > li")
     assert [text.strip() for text in entries.locator(".said").all_inner_texts()] == ["La luna è alta", "Il gatto dorme"]
+    seeds = {text.split("seed ")[1] for text in entries.locator(".meta").all_inner_texts()}
+    assert len(seeds) == 2, "a new one each time"
     page.get_by_role("button", name="Play: Il gatto dorme").click()
     stage(page, "playing")
     assert entries.nth(1).get_attribute("aria-current") == "true"
@@ -658,15 +651,6 @@ COLOURS = """() => {
         return [name, parts(getComputedStyle(element).color).slice(0, 3), ground.slice(0, 3)];
     });
 }"""
-
-
-def contrast(first: list[float], second: list[float]) -> float:
-    def luminance(colour: list[float]) -> float:
-        linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in colour)]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    light, dark = sorted((luminance(first), luminance(second)), reverse=True)
-    return (light + 0.05) / (dark + 0.05)
 
 
 def test_it_fits_a_phone(opened, server, pace):

@@ -19,7 +19,8 @@ from llasa.generation.decoding import Decoder
 from llasa.generation.engine import Request
 from llasa.generation.engine_hf import TransformersEngine
 from llasa.serving import scheduler as scheduling
-from llasa.serving.scheduler import Busy, Failed, Scheduler, Stopping, TimedOut
+from llasa.serving.scheduler import Scheduler
+from llasa.serving.ticket import Busy, Failed, Stopping, TimedOut
 from tests.model.tiny import tiny_speech_model
 
 GREEDY = SamplingConfig(temperature=0.0, loop_seconds=0)

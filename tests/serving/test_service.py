@@ -17,8 +17,9 @@ from llasa.codec.codec2 import Codec2
 from llasa.config import SamplingConfig, ServeConfig, ServiceLimitsConfig
 from llasa.entry import compose_config
 from llasa.errors import UserError
+from llasa.generation.continuation import chunk_characters
 from llasa.generation.engine_hf import TransformersEngine
-from llasa.generation.longform import Pauses, chunk_characters, speak_long
+from llasa.generation.longform import Pauses, speak_long
 from llasa.generation.streaming import open_stream
 from llasa.generation.synthesizer import Synthesizer
 from llasa.model.checkpoint import save_checkpoint

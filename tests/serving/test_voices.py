@@ -14,7 +14,7 @@ import pytest
 import soundfile
 
 from llasa.errors import UserError
-from llasa.generation.voices import named_voice
+from llasa.generation.voices import VoiceReader
 from llasa.serving import voices as module
 from llasa.serving.service import SpeechService
 from llasa.serving.voices import Voices
@@ -113,10 +113,10 @@ def test_a_voice_that_was_added_is_one_of_the_folder(voices, codec, tmp_path):
     sent = speech_like(2.0, 1)
     start = int(np.argmax(np.correlate(sent, waveform[:800], "valid")))
     np.testing.assert_allclose(waveform, sent[start : start + len(waveform)], atol=1e-4)
-    assert voices.list() == [added]
+    assert voices.known() == [added]
     assert codec.encoded == 1, "before anybody waits for it"
     kept = voices.voice("anna-2_B", "it")
-    np.testing.assert_array_equal(kept.codes, named_voice("anna-2_B", folder, codec=codec, language="it").codes)
+    np.testing.assert_array_equal(kept.codes, VoiceReader(codec, "it").named("anna-2_B", folder).codes)
     assert kept.text == TEXT
     assert codec.encoded == 1
 
@@ -183,7 +183,7 @@ def test_of_many_at_once_one_has_the_name(codec, tmp_path):
     added = [each.result() for each in adding if each.exception() is None]
     assert len(added) == 1
     assert all("already" in str(each.exception()) for each in adding if each.exception() is not None)
-    assert Voices(tmp_path / "voices", codec, card, None, 1).list() == added
+    assert Voices(tmp_path / "voices", codec, card, None, 1).known() == added
     assert not list((tmp_path / "voices").glob(".*"))
 
 
@@ -208,7 +208,7 @@ def test_a_folder_that_cannot_be_written_is_told_without_its_name(voices, tmp_pa
 def test_a_folder_that_cannot_be_read_is_told_without_its_name(codec, tmp_path, caplog):
     card = replace(build_tiny(codec.spec).card, max_length=2048)
     unreadable = Voices(tmp_path / ("private" * 100), codec, card, None, 1_000_000)
-    for ask in (unreadable.list, lambda: unreadable.voice("anna", "it")):
+    for ask in (unreadable.known, lambda: unreadable.voice("anna", "it")):
         with pytest.raises(UserError, match="cannot be read") as mistake:
             ask()
         assert_tells_nothing(mistake, tmp_path)
@@ -216,7 +216,7 @@ def test_a_folder_that_cannot_be_read_is_told_without_its_name(codec, tmp_path, 
     write_voice(folder, "anna")
     (folder / "anna.txt").write_bytes(b"\xff\xfe\xfa")
     readable = Voices(folder, codec, card, None, 1_000_000)
-    assert "anna" not in [voice.name for voice in readable.list()]
+    assert "anna" not in [voice.name for voice in readable.known()]
     with pytest.raises(UserError, match="cannot be used") as mistake:
         readable.voice("anna", "it")
     assert_tells_nothing(mistake, tmp_path)
@@ -246,15 +246,15 @@ def test_the_list_is_made_anew_when_files_change(voices, tmp_path, monkeypatch):
     folder, calls = folder_of(tmp_path), []
     inherited = module.list_voices
     monkeypatch.setattr(module, "list_voices", lambda folder: calls.append(0) or inherited(folder))
-    assert voices.list() == []
+    assert voices.known() == []
     write_voice(folder, "anna")
-    assert [voice.name for voice in voices.list()] == [voice.name for voice in voices.list()] == ["anna"]
+    assert [voice.name for voice in voices.known()] == [voice.name for voice in voices.known()] == ["anna"]
     assert len(calls) == 1
     write_voice(folder, "berta", seed=2)
     os.utime(folder, ns=(0, 0))
-    assert [voice.name for voice in voices.list()] == ["anna", "berta"]
+    assert [voice.name for voice in voices.known()] == ["anna", "berta"]
     (folder / "berta.wav").write_bytes(b"RIFF, and no more")
-    assert [voice.name for voice in voices.list()] == ["anna"]
+    assert [voice.name for voice in voices.known()] == ["anna"]
 
 
 @pytest.mark.parametrize("damage", ["recording", "transcript", "no transcript"])
@@ -294,7 +294,7 @@ def test_an_order_in_a_voice(codec, tmp_path):
             return await hear(service, order("Ciao!", 3, voice="anna")), await hear(service, order("Ciao!", 3))
 
     (imitated, _), (plain, _) = asyncio.run(run())
-    voice = named_voice("anna", folder, codec=codec, language="it")
+    voice = VoiceReader(codec, "it").named("anna", folder)
     sampling = config().sampling
     alone = np.concatenate(list(speaker.stream("Ciao!", sampling, voice=voice, seed=3)))
     np.testing.assert_array_equal(imitated, alone)

@@ -121,7 +121,7 @@ function element(tag, properties) {
   return Object.assign(document.createElement(tag), properties);
 }
 
-export function icons(name) {
+function icons(name) {
   const svg = document.createElementNS(ICON, "svg");
   svg.setAttribute("aria-hidden", "true");
   const use = document.createElementNS(ICON, "use");

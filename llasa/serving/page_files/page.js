@@ -1,38 +1,43 @@
 // The page: what is asked for, said and heard.
 //
-//   form ─order─► server.js ─pieces─► Clip ─┬─► player.js    (sound, before the end)
-//                                           ├─► picture.js   (waveform, spectrogram)
-//                                           └─► history.js   (again, download, settings)
+//   form.js ─order─► server.js ─pieces─► Clip ─┬─► player.js    (sound, before the end)
+//                                              ├─► picture.js   (waveform, spectrogram)
+//                                              └─► history.js   (again, download, settings)
 
 import { Clip } from "./clip.js";
-import { sentences } from "./examples.js";
+import { Form, fill } from "./form.js";
 import { History } from "./history.js";
+import { setUpKeyDialog } from "./key.js";
 import { Picture } from "./picture.js";
 import { Player } from "./player.js";
-import { getJson, onKeyWanted, pcmPieces, postSpeech, storeKey } from "./server.js";
+import { getJson, pcmPieces, postSpeech } from "./server.js";
 import { setUpVoices } from "./voices.js";
 
-const SLIDERS = ["temperature", "top_p", "min_p", "repetition_penalty"];
 const CHARACTERS_PER_SECOND = 14; // of speech, to guess how wide the picture will be
-const SEEDS = 1_000_000; // few enough to be told to somebody
 const SKIP = 0.25; // seconds by an arrow key
 const $ = (id) => document.getElementById(id);
 
 const player = new Player();
 const picture = new Picture($("picture"));
 let settings = null;
+let form = null;
 let history = null;
 let current = null; // the entry on the stage
-let running = null; // {controller, words} of what is being spoken
+let running = null; // {controller} of what is being spoken
 
 start().catch((error) => fail(error.message));
 
 async function start() {
-  setUpKeyDialog();
+  setUpKeyDialog(loadVoices);
   setUpStage();
   setUpComposer();
   settings = await getJson("page/settings.json");
-  show(settings);
+  showServer();
+  form = new Form(settings);
+  const use = ({ order }) => {
+    form.use(order);
+    say("These are the settings it was spoken with, its seed too.");
+  };
   history = new History($("history"), $("entries"), $("remember"), { play, download: (entry) => download(entry, "wav"), use });
   $("clear").addEventListener("click", () => history.clear());
   setUpVoices(settings, () => $("language").value, async (name) => {
@@ -46,29 +51,14 @@ async function start() {
 
 // --- what the server is like ----------------------------------------------------------------------------------------
 
-function show({ model, languages, default_language, speakers, sample_rate, formats, speed, uploads, needs_key, sampling }) {
+function showServer() {
+  const { model, languages, sample_rate, formats, uploads, needs_key } = settings;
   const names = languages.map(({ name }) => name).join(", ");
   $("about").textContent = [model, names, `${sample_rate / 1000} kHz`].filter(Boolean).join(" · ");
   document.title = `${model} · LLaSA`;
-  fill($("language"), languages.map(({ code, name }) => [code, name]), default_language);
-  $("language-field").hidden = languages.length === 0;
-  fill($("speaker"), [["", "any"], ...speakers.map((name) => [name, name])], "");
-  $("speaker-field").hidden = speakers.length === 0;
   fill($("format"), [...new Set(["wav", ...formats])].map((name) => [name, name.toUpperCase()]), "wav");
   $("voice-add").hidden = !uploads;
   $("key-open").hidden = !needs_key;
-  if (speed) {
-    [$("speed").min, $("speed").max] = speed;
-    $("speed-field").hidden = false;
-  }
-  $("seed").value = randomSeed();
-  useSampling({ ...sampling, speed: 1 });
-  showLanguage();
-  countCharacters();
-}
-
-function fill(select, options, chosen) {
-  select.replaceChildren(...options.map(([value, text]) => new Option(text, value, false, value === chosen)));
 }
 
 async function loadVoices(chosen = $("voice").value) {
@@ -81,33 +71,20 @@ async function loadVoices(chosen = $("voice").value) {
   }
 }
 
-function showLanguage() {
-  const language = $("language").value || settings.default_language;
-  $("text").lang = language;
-  const own = language === settings.default_language ? settings.examples : [];
-  const texts = own.length ? own : sentences(language);
-  $("examples").replaceChildren(
-    ...texts.slice(0, 4).map((text) => {
-      const button = Object.assign(document.createElement("button"), { type: "button", textContent: text, title: text, lang: language });
-      button.addEventListener("click", () => {
-        $("text").value = text;
-        countCharacters();
-        $("text").focus();
-      });
-      return button;
-    }),
-  );
-}
-
 // --- the form -------------------------------------------------------------------------------------------------------
 
 function setUpComposer() {
   $("composer").addEventListener("submit", (event) => {
     event.preventDefault();
-    const order = orderOfForm();
-    if (order) speak(order);
+    fail("");
+    if (!form) return;
+    try {
+      speak(form.order());
+    } catch (error) {
+      fail(error.message);
+      error.field?.focus();
+    }
   });
-  $("text").addEventListener("input", countCharacters);
   document.addEventListener("keydown", (event) => {
     if (document.querySelector("dialog[open]")) return;
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
@@ -116,66 +93,6 @@ function setUpComposer() {
     } else if (event.key === "Escape" && running) stop();
   });
   $("stop").addEventListener("click", stop);
-  $("language").addEventListener("change", showLanguage);
-  for (const id of [...SLIDERS, "speed"]) $(id).addEventListener("input", () => showValue(id));
-  $("dice").addEventListener("click", () => {
-    $("seed").value = randomSeed();
-    $("new-seed").checked = false;
-  });
-  $("seed").addEventListener("input", () => ($("new-seed").checked = false));
-  $("defaults").addEventListener("click", () => useSampling({ ...settings.sampling, speed: 1 }));
-}
-
-const randomSeed = () => Math.floor(Math.random() * SEEDS);
-
-function countCharacters() {
-  if (!settings) return;
-  const count = [...$("text").value].length;
-  const over = count > settings.max_characters;
-  $("count").textContent = `${count.toLocaleString("en")} of ${settings.max_characters.toLocaleString("en")} characters`;
-  $("count").classList.toggle("over", over);
-  $("text").setAttribute("aria-invalid", String(over));
-}
-
-function showValue(id) {
-  const value = Number($(id).value);
-  document.querySelector(`output[for="${id}"]`).textContent = id === "speed" ? `${value} ×` : String(value);
-}
-
-function useSampling(values) {
-  for (const id of [...SLIDERS, "speed"]) {
-    if (values[id] !== undefined) $(id).value = values[id];
-    showValue(id);
-  }
-  if (values.top_k !== undefined) $("top_k").value = values.top_k;
-}
-
-/** What the form asks for, in the fields of the API; null where something in it is wrong, which is then said. */
-function orderOfForm() {
-  fail("");
-  if (!settings) return null;
-  const input = $("text").value.trim();
-  const over = [...input].length - settings.max_characters;
-  if (!input || over > 0) {
-    fail(input ? `The text is ${over.toLocaleString("en")} characters too long.` : "Type what is to be said.");
-    $("text").focus();
-    return null;
-  }
-  for (const id of ["top_k", "seed"]) {
-    if (!$(id).value || !$(id).checkValidity()) {
-      $("sampling").open = true;
-      fail(`${id === "seed" ? "Seed" : "Top k"} has to be a whole number of ${$(id).min} or more.`);
-      $(id).focus();
-      return null;
-    }
-  }
-  if ($("new-seed").checked) $("seed").value = randomSeed();
-  const order = { model: settings.model, input, voice: $("voice").value, seed: Number($("seed").value), top_k: Number($("top_k").value) };
-  for (const id of SLIDERS) order[id] = Number($(id).value);
-  if ($("language").value) order.language = $("language").value;
-  if ($("speaker").value) order.speaker = $("speaker").value;
-  if (settings.speed) order.speed = Number($("speed").value);
-  return order;
 }
 
 // --- speaking -------------------------------------------------------------------------------------------------------
@@ -353,21 +270,6 @@ function play(entry) {
   }
 }
 
-function use({ order }) {
-  $("text").value = order.input;
-  if (order.language) $("language").value = order.language;
-  showLanguage();
-  for (const [id, value] of [["voice", order.voice], ["speaker", order.speaker ?? ""]]) {
-    if ([...$(id).options].some((option) => option.value === value)) $(id).value = value;
-  }
-  useSampling(order);
-  $("seed").value = order.seed;
-  $("new-seed").checked = false;
-  countCharacters();
-  $("text").focus();
-  say("These are the settings it was spoken with, its seed too.");
-}
-
 /** WAV is what was heard; other formats are asked of the server, spoken again with the same seed. */
 async function download(entry, format) {
   const name = `${entry.order.input.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-+|-+$/g, "").slice(0, 40) || "speech"}.${format}`;
@@ -413,36 +315,4 @@ function fail(message) {
 function reveal(element) {
   const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
   element.scrollIntoView({ block: "nearest", behavior: still ? "instant" : "smooth" });
-}
-
-function setUpKeyDialog() {
-  const dialog = $("key-dialog");
-  const about = $("key-about").textContent;
-  let asked = null; // one dialog for all requests that wait for a key
-  const ask = (refused) => {
-    asked ??= new Promise((resolve) => {
-      $("key-about").textContent = refused ? "The server does not accept this key." : about;
-      $("key").value = "";
-      dialog.returnValue = "";
-      dialog.showModal();
-      dialog.addEventListener("close", () => {
-        asked = null;
-        resolve(dialog.returnValue === "use" ? $("key").value.trim() || null : null);
-        $("key").value = "";
-      }, { once: true });
-    });
-    return asked;
-  };
-  onKeyWanted(ask);
-  dialog.querySelector("form").addEventListener("submit", (event) => {
-    event.preventDefault();
-    dialog.close("use");
-  });
-  $("key-cancel").addEventListener("click", () => dialog.close());
-  $("key-open").addEventListener("click", async () => {
-    const key = await ask(false);
-    if (!key) return;
-    storeKey(key);
-    await loadVoices();
-  });
 }

@@ -5,7 +5,7 @@ const KEY = "llasa-api-key";
 const ATTEMPTS = 6;
 const LONGEST_WAIT = 120; // seconds
 
-export class ServerError extends Error {
+class ServerError extends Error {
   constructor(status, message, retryAfter) {
     super(message);
     this.status = status;
@@ -20,7 +20,7 @@ export function onKeyWanted(ask) {
   askForKey = ask;
 }
 
-export const storedKey = () => sessionStorage.getItem(KEY);
+const storedKey = () => sessionStorage.getItem(KEY);
 
 export function storeKey(key) {
   if (key) sessionStorage.setItem(KEY, key);

@@ -21,10 +21,6 @@ export class Spectrogram {
     this.#filters = melFilters(clip.sampleRate, 4 * length);
   }
 
-  get highestFrequency() {
-    return this.#clip.sampleRate / 2;
-  }
-
   /** Computes columns that are missing, for `milliseconds` at most. True if there are new ones. */
   update(milliseconds) {
     const { length, sampleRate, done } = this.#clip;

@@ -12,8 +12,7 @@ const $ = (id) => document.getElementById(id);
 
 /** `language()` is the one chosen; `added(name)` is called when the server has the voice. */
 export function setUpVoices(settings, language, added) {
-  const longest = settings.voice_seconds ?? 30;
-  const largest = settings.upload_bytes ?? 10 * 1024 * 1024;
+  const { voice_seconds: longest, upload_bytes: largest } = settings;
   const dialog = $("voice-dialog");
   let recorder = null;
   let recording = null; // Blob
@@ -30,6 +29,8 @@ export function setUpVoices(settings, language, added) {
   }
 
   $("voice-add").addEventListener("click", () => {
+    $("suggest").hidden = reading(language()).length === 0;
+    $("voice-text").lang = language();
     dialog.showModal();
     drawLevels($("level"), levels);
   });
@@ -45,11 +46,6 @@ export function setUpVoices(settings, language, added) {
     suggestion = (suggestion + 1) % Math.max(1, texts.length);
     $("voice-text").value = texts[suggestion] ?? "";
     $("voice-text").focus();
-  });
-  $("suggest").hidden = true;
-  $("voice-add").addEventListener("click", () => {
-    $("suggest").hidden = reading(language()).length === 0;
-    $("voice-text").lang = language();
   });
 
   $("record").addEventListener("click", async () => {
