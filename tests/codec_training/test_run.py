@@ -87,6 +87,23 @@ def test_the_checkpoint_holds_averaged_weights(fine_tuned, tiny_codec):
     assert all(torch.equal(saved[name], before[name]) for name in before if name.startswith("semantic_encoder."))
 
 
+def test_the_average_keeps_as_much_as_it_is_told(recordings_corpus, tiny_codec, tmp_path):
+    """Fails when the shares of the average and of the last weights change places."""
+    settings = [f"codec_model.checkpoint={tiny_codec}", "trainer.max_steps=3", "checkpoint.every=1"]
+    run(recordings_corpus, tmp_path / "run", *settings, "trainer.ema_decay=0.15")
+    states = [
+        torch.load(tmp_path / f"run/state/checkpoint-{step}/training.pt", weights_only=True) for step in (1, 2, 3)
+    ]
+    for before, after, decay in zip(states, states[1:], (0.15, 0.15), strict=False):
+        for name, average in after["ema"].items():
+            expected = decay * before["ema"][name] + (1 - decay) * after["model"][name]
+            torch.testing.assert_close(average, expected, rtol=1e-5, atol=1e-7)
+    start = load_file(tiny_codec / "model.safetensors")
+    name = "acoustic_decoder.head.linear.weight"  # the first step keeps a tenth, whatever is asked for
+    expected = 0.1 * start[name] + 0.9 * states[0]["model"][name]
+    torch.testing.assert_close(states[0]["ema"][name], expected, rtol=1e-5, atol=1e-7)
+
+
 def test_the_checkpoint_makes_a_store(fine_tuned, tmp_path):
     """Fails when what is saved is no codec to `preprocess.py`."""
     corpus = write_folder_corpus(tmp_path / "corpus", 4, seed=0, seconds=1.0)
