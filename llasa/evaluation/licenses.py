@@ -59,6 +59,7 @@ CODECS: dict[str, tuple[str, str, bool]] = {
     # licence, note, whether it reaches the model
     "xcodec2": ("cc-by-nc-4.0", "as HKUSTAudio/xcodec2 is published; its code is MIT", True),
     "xcodec2_package": ("cc-by-nc-4.0", "as HKUSTAudio/xcodec2 is published; its code is MIT", True),
+    "xcodec2_nano": ("cc-by-sa-4.0", "trained on CC-BY-SA recordings, named in its card", True),
     "codec2": ("lgpl-2.1", "software without trained weights", False),
 }
 DATA: dict[str, tuple[str, str, bool]] = {
