@@ -44,11 +44,16 @@ test-vllm:
 test-all: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n auto --dist worksteal
 
-# The benchmarks of the README's table, on a GPU where there is one; draw.py writes table and figures from what is committed.
+# The README's table and figures, measured anew on a CPU: some 20 minutes, with nothing else running.
 bench: setup
 	$(BIN)/python experiments/benchmarks/origin.py --output experiments/benchmarks/origin-cpu.json
 	$(BIN)/python experiments/benchmarks/growth.py --output experiments/benchmarks/growth-cpu.json
 	$(BIN)/python experiments/benchmarks/draw.py
+
+# The same comparison on a GPU, then the parts of training for which time is left.
+bench-gpu: setup
+	$(BIN)/python experiments/benchmarks/origin.py --minutes 5 --output experiments/benchmarks/origin-gpu.json
+	$(BIN)/python experiments/benchmarks/train_gpu.py --minutes 2 --output experiments/benchmarks/train-gpu.json
 
 clean:
 	rm -rf $(VENV) outputs/demo
