@@ -1,4 +1,4 @@
-"""The figures of the benchmarks, and the README's table, from their committed JSON.
+"""The figures of the benchmarks, and the table that the README may have between two marks, from their JSON.
 
 python experiments/benchmarks/draw.py [--origin FILE.json] [--growth FILE.json]
 """
@@ -22,10 +22,12 @@ def main() -> None:
     parser.add_argument("--growth", type=Path, default=FOLDER / "growth-cpu.json")
     arguments = parser.parse_args()
     origin = json.loads(arguments.origin.read_text())
+    print(table(origin))
     text = README.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    README.write_text(f"{before}{BEGIN}\n{table(origin)}\n{END}{after}", encoding="utf-8")
+    if BEGIN in text:
+        before, rest = text.split(BEGIN)
+        after = rest.split(END)[1]
+        README.write_text(f"{before}{BEGIN}\n{table(origin)}\n{END}{after}", encoding="utf-8")
     draw_origin(origin, FOLDER / "origin.png")
     draw_growth(json.loads(arguments.growth.read_text()), FOLDER / "growth.png")
 

@@ -154,7 +154,14 @@ def training(setting: Setting) -> dict[str, Any]:
     theirs = ["experiment=origin_recipe", f"trainer.rows_per_step={per_step}", f"trainer.rows_per_device={per_device}"]
     theirs += ["kernels.loss_chunk_size=1000000"]  # on a CPU: all logits at once, as without Liger
     ours = [f"trainer.rows_per_step={packed}", f"trainer.rows_per_device={packed}", "packing.max_length=2048"]
-    shared = [*setting.model, "schedule=constant", "logger=none", "checkpoint.every=0", "samples.every=0"]
+    shared = [
+        *setting.model,
+        "schedule=constant",
+        "schedule.warmup=0",
+        "logger=none",
+        "checkpoint.every=0",
+        "samples.every=0",
+    ]
     shared += ["heldout.every=0", "trainer.log_every=1", "trainer.max_steps=100000", f"store={setting.store}"]
     sides = {"origin": theirs, "ours": ours}
     measured = {name: train_for(TRAIN_SECONDS, [*side, *shared], setting.folder / name) for name, side in sides.items()}
