@@ -49,6 +49,7 @@ class MuonAdamW(torch.optim.Optimizer):
             self.parts.append((False, adamw))
         super().__init__([group for _, part in self.parts for group in part.param_groups], {})
 
+    # torch states the two cases of the closure as overloads, for the same one signature.
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step of both.
