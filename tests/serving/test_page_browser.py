@@ -202,7 +202,9 @@ def test_speech_is_heard_and_drawn_before_it_ends_and_waits_where_it_comes_too_s
     speak(page)
     stage(page, "playing")
     assert "all-audio" not in events(page)
-    stage(page, "waiting")  # all that is there has been heard
+    # All that is there has been heard. (On a machine that is held up the page also waits before.)
+    page.locator("#time", has_text=re.compile(r"^0\.[56] / 0\.[56] s$")).wait_for()
+    stage(page, "waiting")
     position = float(page.locator("#position").input_value()) / 1000
     assert 0.5 * SECONDS < position < 0.65 * SECONDS
     assert server.service.num_running == 1
@@ -212,7 +214,7 @@ def test_speech_is_heard_and_drawn_before_it_ends_and_waits_where_it_comes_too_s
     pace.let()
     stage(page, "ended")
     assert [event for event in events(page) if event != "playing"] == ["first-audio", "all-audio"]
-    assert events(page).count("playing") == 2
+    assert events(page).count("playing") >= 2
     assert page.locator("#time").inner_text() == f"{SECONDS:.1f} / {SECONDS:.1f} s"
     assert drawn(page)["right"]["filled"] > 0.3
     assert page.locator("#stop").is_hidden()
