@@ -43,7 +43,6 @@ def table(result: dict[str, Any]) -> str:
         ("memory of training at its peak, GB", theirs["peak_gigabytes"], ours["peak_gigabytes"], False),
         ("start of training, to its first step, s", theirs["first_step_seconds"], ours["first_step_seconds"], False),
         ("audio encoded in a second, s (one process)", speed["origin"], speed["ours"], True),
-        ("the same with `runner.workers=2`", speed["origin"], speed["ours, two processes"], True),
         ("store, bytes for a second of audio", stored["origin"], stored["ours"], False),
         ("`infer.py` to the first sound of a sentence (`stream=true`), s", spoken["origin"], spoken["ours"], False),
     ]  # fmt: skip
