@@ -10,7 +10,6 @@ import io
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ import numpy as np
 from llasa.audio import wav_bytes
 from llasa.corpus.proofs import Proof, Sound
 from llasa.pictures import spectrogram
-from llasa.provenance import write_atomically
+from llasa.report_page import fact_list, write_report_page
 
 TEMPLATE = Path(__file__).with_name("verify_page.html")
 MAX_BARS = 40
@@ -30,8 +29,10 @@ PALETTE = ("#07060f", "#2b1160", "#6a1c80", "#b13579", "#eb5f5f", "#fca26b", "#f
 def write_page(path: Path, report: dict[str, Any], proofs: Sequence[Proof], sample_rate: int) -> None:
     """Write the page of ``report`` (see :mod:`llasa.corpus.verify`) with the sounds of ``proofs``."""
     rows = list(zip(report["rows"], proofs, strict=True))
-    page = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        title=escape(report["store"]),
+    write_report_page(
+        path,
+        TEMPLATE,
+        title=report["store"],
         verdict=verdict(report["checks"]),
         facts=facts(report),
         notes="".join(f'<p class="note">{escape(note)}</p>' for note in report["notes"]),
@@ -42,7 +43,6 @@ def write_page(path: Path, report: dict[str, Any], proofs: Sequence[Proof], samp
         clips="\n".join(clip(number, row, proof, sample_rate) for number, (row, proof) in enumerate(rows, start=1)),
         footer=footer(report),
     )
-    write_atomically(path, page.encode())
 
 
 def verdict(checks: Sequence[dict[str, Any]]) -> str:
@@ -56,7 +56,7 @@ def verdict(checks: Sequence[dict[str, Any]]) -> str:
 
 def facts(report: dict[str, Any]) -> str:
     census, codec = report["census"], report["codec"]
-    named = [
+    named: list[tuple[object, str]] = [
         (f"{census['rows']:,}", "rows"),
         duration(report["seconds"]),
         (f"{report['codes']:,}", "codes"),
@@ -64,8 +64,7 @@ def facts(report: dict[str, Any]) -> str:
         (codec["name"], f"codec, {codec['sample_rate'] / 1000:g} kHz, {codec['tokens_per_second']:g} codes/s"),
         (f"{sum(report['dropped'].values()):,}", "rows dropped"),
     ]
-    items = "".join(f"<li><b>{escape(value)}</b><span>{escape(label)}</span></li>" for value, label in named)
-    return f'<ul class="facts">{items}</ul>'
+    return fact_list(named)
 
 
 def duration(seconds: float) -> tuple[str, str]:
