@@ -37,6 +37,7 @@ GROUND_FLOOR = {
     "types",
     "device",
     "audio",
+    "audio_headers",
 }
 
 

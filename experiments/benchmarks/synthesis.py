@@ -75,7 +75,7 @@ def build_subject(folder: Path) -> Subject:
 
 def of_length(subject: Subject, seconds: float, seed: int = 0) -> Request:
     """A request for exactly so much speech."""
-    frame = len(subject.speech.card.codec.code_ranges)
+    frame = subject.speech.card.codec.codes_per_frame
     codes = int(seconds * subject.per_second / frame) * frame
     return Request(subject.speech.prompt.prompt(TEXT), codes, codes, seed)
 
@@ -196,7 +196,7 @@ def streams(subject: Subject) -> dict[str, Any]:
     time is not counted.
     """
     spec = subject.speech.card.codec
-    frame = len(spec.code_ranges)
+    frame = spec.codes_per_frame
     budget = frame / spec.tokens_per_second
     found: dict[str, Any] = {"buffer_seconds": BUFFER}
     kept = 0

@@ -36,7 +36,7 @@ def longest_run(equal: np.ndarray) -> int:
 def repetitions(clips: list[np.ndarray], spec: CodecSpec) -> dict[str, Any]:
     """Over all periods of up to a second: the longest repetition, exact and of three codes in four, and the largest
     share of codes that a window of some length has in common with what came one period before."""
-    frame = len(spec.code_ranges)
+    frame = spec.codes_per_frame
     rate = spec.tokens_per_second / frame
     periods = round(PERIOD_SECONDS * rate)
     exact, near = np.zeros(periods + 1, int), np.zeros(periods + 1, int)

@@ -35,13 +35,17 @@ class CodecSpec:
         return cls(**{**fields, "code_ranges": tuple((int(a), int(b)) for a, b in fields["code_ranges"])})
 
     @property
+    def codes_per_frame(self) -> int:
+        return len(self.code_ranges)
+
+    @property
     def code_dtype(self) -> type[np.unsignedinteger]:
         return np.uint16 if self.codebook_size <= 1 << 16 else np.uint32
 
 
 def code_problem(codes: np.ndarray, spec: CodecSpec) -> str:
     """What makes ``codes`` [num_codes] impossible for a codec; empty for codes that could be its own."""
-    places = len(spec.code_ranges)
+    places = spec.codes_per_frame
     if len(codes) == 0 or len(codes) % places:
         return f"{len(codes)} codes are no whole number of frames of {places}"
     starts, ends = np.array(spec.code_ranges).T

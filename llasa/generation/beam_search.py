@@ -82,7 +82,7 @@ class BeamSearch:
         self, synthesizer: Synthesizer, text: str, sampling: SamplingConfig, **said: Unpack[Manner]
     ) -> SearchResult:
         spec = synthesizer.speech.card.codec
-        frame = len(spec.code_ranges)
+        frame = spec.codes_per_frame
         step = int(self.step_seconds * spec.tokens_per_second / frame + 1e-9) * frame
         shortest = frame / spec.tokens_per_second
         require(step > 0, "search.step_seconds", self.step_seconds, f"a frame of the codec has {shortest:g} s")
@@ -139,7 +139,7 @@ def _grown(
 ) -> _Beam:
     """The beam with what it said next. The engine sees the length and the loops of one step only."""
     codes = np.concatenate([beam.codes, part.codes.astype(beam.codes.dtype)])
-    frame = len(spec.code_ranges)
+    frame = spec.codes_per_frame
     reason: str | None = part.finish_reason
     if reason == "length" and len(codes) < limit:
         looped = find_loop(codes, frame, spec.tokens_per_second / frame, sampling.loop_seconds) is not None

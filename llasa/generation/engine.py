@@ -147,7 +147,7 @@ class Utterance:
     def __init__(self, index: int, request: Request, speech: TokenContract, sampling: SamplingConfig) -> None:
         codec, seconds = speech.card.codec, sampling.loop_seconds
         self.index, self.request, self.sampling, self.num_codes = index, request, sampling, 0
-        self._dtype, self._size = codec.code_dtype, len(codec.code_ranges)
+        self._dtype, self._size = codec.code_dtype, codec.codes_per_frame
         self._frame: list[int] = []
         self._loops = LoopDetector(self._size, codec.tokens_per_second / self._size, seconds) if seconds > 0 else None
 

@@ -39,7 +39,7 @@ def code_bounds(text: str, language: str, spec: CodecSpec, sampling: SamplingCon
     those of the text's letters alone, read as fast as the language is; the most are those of all its characters, read
     as slowly, letters with names apart, and a pause.
     """
-    frame = len(spec.code_ranges)
+    frame = spec.codes_per_frame
     frames_per_second = spec.tokens_per_second / frame
     most = max(1, int(sampling.max_seconds * frames_per_second))
     if not sampling.text_bounds:

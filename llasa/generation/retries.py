@@ -62,6 +62,6 @@ def without_loop(result: Codes, spec: CodecSpec, loop_seconds: float) -> Codes:
     """What ended in "loop" up to the end of the loop's first turn; anything else as it is."""
     if result.finish_reason != "loop":
         return result
-    frame = len(spec.code_ranges)
+    frame = spec.codes_per_frame
     end = find_loop(result.codes, frame, spec.tokens_per_second / frame, loop_seconds)
     return replace(result, codes=result.codes[:end])

@@ -88,7 +88,7 @@ class WindowedDecoder:
         require(first_seconds <= chunk_seconds < np.inf, "chunk_seconds", chunk_seconds, "use first_seconds or more")
 
         spec = codec.spec
-        self._codec, self._frame = codec, len(spec.code_ranges)
+        self._codec, self._frame = codec, spec.codes_per_frame
         rate = spec.tokens_per_second / self._frame  # frames a second
         self._hop = round(spec.sample_rate / rate)  # samples a frame
         self._size, self._chunk = max(1, round(first_seconds * rate)), max(1, round(chunk_seconds * rate))

@@ -139,7 +139,7 @@ class Synthesizer:
             UserError: as :meth:`speak`.
         """
         spec, context = self.speech.card.codec, self.speech.card.max_length
-        frame = len(spec.code_ranges)
+        frame = spec.codes_per_frame
         spoken = np.empty(0, spec.code_dtype) if spoken is None else spoken
         language = language or self.language
         words = require_speakable(text, language, trained=self.speech.card.languages)

@@ -54,7 +54,7 @@ class Script:
     def __init__(self, synthesizer: Synthesizer, order: SpeechOrder, voice: Voice | None, audio_seconds: float) -> None:
         self._synthesizer, self._order, self._voice, self._speaker = synthesizer, order, voice, order.speaker
         spec = synthesizer.speech.card.codec
-        self._frame = len(spec.code_ranges)
+        self._frame = spec.codes_per_frame
         self._left = max(1, int(audio_seconds * spec.tokens_per_second / self._frame)) * self._frame
         self.finish_reason = "stop"
         self._chunks, self._next = [Chunk(order.text)], 0

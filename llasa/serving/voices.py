@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from llasa.audio import mended
+from llasa.audio_headers import mended
 from llasa.errors import RejectedRow, UserError
 from llasa.generation.voice_recording import VoiceEncoder, heard, read_recording, spoken_text
 from llasa.generation.voices import (

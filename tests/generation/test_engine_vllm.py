@@ -63,7 +63,7 @@ class Pair:
     def __init__(self, folder: Path, batch_size: int = 3) -> None:
         self.vllm, self.hf = VllmEngine(batch_size=batch_size), TransformersEngine(batch_size=batch_size)
         self.contract, self.speech = self.vllm.load(str(folder), "cpu"), self.hf.load(str(folder), "cpu")
-        self.folder, self.frame = folder, len(self.contract.card.codec.code_ranges)
+        self.folder, self.frame = folder, self.contract.card.codec.codes_per_frame
         Pair.current = self
 
     def request(self, text: str, **settings) -> Request:
