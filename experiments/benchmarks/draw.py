@@ -1,38 +1,44 @@
-"""The figures of the benchmarks, and the table that the README may have between two marks, from their JSON.
+"""The figures of the benchmarks, and the tables that two READMEs have between marks, from their JSON.
 
-python experiments/benchmarks/draw.py [--origin FILE.json] [--growth FILE.json]
+python experiments/benchmarks/draw.py
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
 README = FOLDER.parents[1] / "README.md"
 BEGIN, END = "<!-- experiments/benchmarks/draw.py writes this table -->", "<!-- to here -->"
+PARTS = ("preprocessing", "packing", "training", "synthesis")
 COLOURS = {"origin": "#D55E00", "ours": "#0072B2"}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--origin", type=Path, default=FOLDER / "origin-cpu.json")
-    parser.add_argument("--growth", type=Path, default=FOLDER / "growth-cpu.json")
-    arguments = parser.parse_args()
-    origin = json.loads(arguments.origin.read_text())
-    print(table(origin))
-    text = README.read_text(encoding="utf-8")
-    if BEGIN in text:
-        before, rest = text.split(BEGIN)
-        after = rest.split(END)[1]
-        README.write_text(f"{before}{BEGIN}\n{table(origin)}\n{END}{after}", encoding="utf-8")
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    origin, growth = (json.loads((FOLDER / f"{name}-cpu.json").read_text()) for name in ("origin", "growth"))
+    write_table(README, comparison(origin))
+    write_table(FOLDER / "README.md", exponents(growth))
     draw_origin(origin, FOLDER / "origin.png")
-    draw_growth(json.loads(arguments.growth.read_text()), FOLDER / "growth.png")
+    draw_growth(growth, FOLDER / "growth.png")
 
 
-def table(result: dict[str, Any]) -> str:
+def write_table(page: Path, table: str) -> None:
+    """Put it between the marks of a page."""
+    text = page.read_text(encoding="utf-8")
+    page.write_text(text.replace(table_of(text), table), encoding="utf-8")
+
+
+def table_of(text: str) -> str:
+    """What stands between the marks."""
+    return text.split(BEGIN + "\n")[1].split("\n" + END)[0]
+
+
+def comparison(result: dict[str, Any]) -> str:
     """Both sides of every measure, and their ratio the better way round."""
     encoded, trained, spoken = result["preprocessing"], result["training"], result["first_audio"]["seconds"]
     theirs, ours = trained["origin"], trained["ours"]
@@ -51,6 +57,25 @@ def table(result: dict[str, Any]) -> str:
         ratio = "" if more_is_better is None else f"{own / origin if more_is_better else origin / own:.1f}"
         lines.append(f"| {name} | {origin:,} | **{own:,}** | {ratio} |")
     return "\n".join(lines)
+
+
+def exponents(result: dict[str, Any]) -> str:
+    """Of every curve: its sizes, and its slope on logarithmic axes, of all and of the last two sizes."""
+    lines = ["| | by | sizes | exponent | of the last two |", "|---|---|---|---|---|"]
+    for part, unit, name, curve in curves(result):
+        sizes = [f"{float(size):,.0f}" for size in curve["at"]]
+        lines.append(
+            f"| {unit} of {part} | {name} | {sizes[0]} to {sizes[-1]} | **{curve['exponent']}** | {curve['at_the_end']} |"
+        )
+    return "\n".join(lines)
+
+
+def curves(result: dict[str, Any]) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
+    """(part, unit, by what, curve) each."""
+    for part in PARTS:
+        for name, units in result[part].items():
+            for unit, curve in units.items():
+                yield part, unit, name.replace("_", " "), curve
 
 
 def axes_of(columns: int) -> tuple[Any, Any]:
@@ -84,13 +109,13 @@ def draw_origin(result: dict[str, Any], path: Path) -> None:
 
 def draw_growth(result: dict[str, Any], path: Path) -> None:
     """Seconds by size, a panel for each step of the way, all axes logarithmic."""
-    parts = ("preprocessing", "packing", "training", "synthesis")
-    figure, panels = axes_of(len(parts))
-    for axes, part in zip(panels, parts, strict=True):
-        for name, curves in result[part].items():
-            sizes = [float(size) for size in curves["seconds"]["at"]]
-            label = f"{name.replace('_', ' ')}: {curves['seconds']['exponent']:.2f}"
-            axes.loglog(sizes, list(curves["seconds"]["at"].values()), marker="o", label=label)
+    figure, panels = axes_of(len(PARTS))
+    panel = dict(zip(PARTS, panels, strict=True))
+    for part, unit, name, curve in curves(result):
+        if unit == "seconds":
+            label = f"{name}: {curve['exponent']:.2f}"
+            panel[part].loglog([float(size) for size in curve["at"]], curve["at"].values(), marker="o", label=label)
+    for part, axes in panel.items():
         axes.set(title=part, xlabel="size", ylabel="seconds")
         axes.legend(frameon=False, title="exponent by")
     figure.tight_layout()

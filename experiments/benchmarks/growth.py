@@ -81,7 +81,7 @@ def preprocessing(workspace: Path) -> dict[str, Any]:
         return result
 
     return {
-        "clips": both(lambda count: measured(count, 5.0), (16, 32, 64, 128)),
+        "clips": both(lambda count: measured(count, 5.0), (32, 128, 512)),
         "clip_seconds": both(lambda seconds: measured(int(240 / seconds), seconds), (2, 5, 12, 28)),
         "workers": {
             "seconds": curve({n: lambda n=n: measured(64, 5.0, n)["seconds"] for n in (1, 2)}, repeats=2),
