@@ -64,9 +64,8 @@ def exponents(result: dict[str, Any]) -> str:
     lines = ["| | by | sizes | exponent | of the last two |", "|---|---|---|---|---|"]
     for part, unit, name, curve in curves(result):
         sizes = [f"{float(size):,.0f}" for size in curve["at"]]
-        lines.append(
-            f"| {unit} of {part} | {name} | {sizes[0]} to {sizes[-1]} | **{curve['exponent']}** | {curve['at_the_end']} |"
-        )
+        slope, last = curve["exponent"], curve["at_the_end"]
+        lines.append(f"| {unit} of {part} | {name} | {sizes[0]} to {sizes[-1]} | **{slope}** | {last} |")
     return "\n".join(lines)
 
 
