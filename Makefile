@@ -2,21 +2,29 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+SCRIPTS := $(VENV)/.scripts
 READY := $(VENV)/.ready
 
 .PHONY: setup demo test coverage test-gpu test-vllm test-all lint bench bench-gpu clean
 
 setup: $(READY)
 
-# Two steps on purpose: with torch there, nothing that needs a torch asks for another build of it.
-$(READY): requirements.txt $(addprefix requirements/,dev.txt eval.txt export.txt ray.txt serve.txt)
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed")'
+# What the scripts need, the server's too: wheels alone. torch first, so that nothing that needs one asks for another build.
+$(SCRIPTS): requirements.txt requirements/serve.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed")'
+	@echo "Installing into $(VENV): 2 GB with torch for a CPU, 6 GB with CUDA's libraries; some minutes."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements.txt)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements/serve.txt
+	touch $(SCRIPTS)
+
+# All that the tests run. webrtcvad, of a metric, has no wheels: a C compiler and Python's headers build it.
+$(READY): $(SCRIPTS) $(addprefix requirements/,dev.txt eval.txt export.txt ray.txt)
+	@echo "Installing what the tests need: 2 GB more."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements/dev.txt
 	touch $(READY)
 
-demo: setup
+demo: $(SCRIPTS)
 	$(BIN)/python experiments/demo/run.py
 
 lint: setup

@@ -92,6 +92,10 @@ def entry(root: str) -> Callable[[Callable[[Any], Any]], Callable[[], None]]:
                 if not str(error).startswith("Config group override"):  # codec=null, lang=5
                     raise
                 fail(UserError(str(error).rstrip("."), remedy="pass GROUP=OPTION, see --help"))
+            except BrokenPipeError:
+                if not {"--help", "-h", "--cfg", "-c", "--info", "-i"} & set(sys.argv):
+                    raise
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `--help | head`: enough was read
             except OSError as error:
                 if error.filename is None or error.errno not in UNUSABLE_PATH:
                     raise

@@ -56,7 +56,8 @@ def nearest(wanted: str, names: Sequence[str]) -> str:
     names = sorted(set(names))
     leaf = wanted.rpartition(".")[2]
     same_leaf = [name for name in names if name.rpartition(".")[2] == leaf]  # lr for optimizer.lr
-    close = same_leaf[:3] or difflib.get_close_matches(wanted, names, n=3, cutoff=0.6)
+    begun = [name for name in names if len(wanted) > 2 and name.startswith(wanted)]  # language for lang
+    close = same_leaf[:3] or begun[:3] or difflib.get_close_matches(wanted, names, n=3, cutoff=0.6)
     if close:
         return f"did you mean {' or '.join(close)}?"
     top = [name for name in names if "." not in name] or names

@@ -339,6 +339,7 @@ def test_only_training_has_a_run_folder(root, folder):
     [
         ("train", "optimizer.lrr=1", r"no key 'optimizer\.lrr' .*did you mean optimizer\.lr\b"),
         ("train", "lr=1", r"no key 'lr' .*did you mean (model|optimizer)\.lr or (model|optimizer)\.lr\?"),
+        ("infer", "lang=it", r"no key 'lang' .*did you mean language\?"),
         ("train", "modle=llasa_1b", r"no key 'modle' .*did you mean model\b"),
         ("train", "optimizer=adam8bits", r"no optimizer named 'adam8bits'; did you mean adam8bit\b"),
         ("train", "lang=xx", r"no lang named 'xx'; valid names: de, en, "),

@@ -120,6 +120,14 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_reader_of_the_help_may_stop_reading(tmp_path):
+    """Fails when `--help | head` ends in a traceback."""
+    command = f"set -o pipefail; {sys.executable} -u {ROOT / 'train.py'} --help | head -n 1"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) == 1
+
+
 # Exit codes of what happens in the job
 
 

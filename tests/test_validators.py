@@ -204,6 +204,13 @@ VALIDATORS: list[tuple[type, dict[str, Any], str, list[dict[str, Any]], list[dic
         [{"artifacts": True}, {"artifacts": False, "name": "none"}],
         [{"artifacts": True, "name": "none"}, {"artifacts": True, "name": "tensorboard"}],
     ),
+    (
+        schemas.TrainConfig,
+        {},
+        "optimizer.lr",
+        [{"optimizer": {"lr": 1e-3}}, {"optimizer": {"lr": 1}}, {"optimizer": {}}],
+        [{"optimizer": {"lr": "fast"}}, {"optimizer": {"lr": 0}}],
+    ),
     (schemas.TrainConfig, {}, "resume", [{"resume": True}, {"resume": "auto"}], [{"resume": "yes"}, {"resume": None}]),
     (schemas.TrainConfig, {}, "debug", [{"debug": None}, {"debug": "overfit_batch"}], [{"debug": "overfit"}]),
     (schemas.TrainConfig, {}, "seed", [{"seed": 0}, {"seed": 2**32 - 1}], [{"seed": -1}, {"seed": 2**32}]),

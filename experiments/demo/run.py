@@ -173,9 +173,10 @@ def conclude(folder: Path, report: dict[str, Any]) -> None:
         f"{report['tokens_per_second']:,.0f} tokens/s; loss {report['final_loss']:.3f}; "
         f"{report['code_accuracy']:.1%} of all codes spoken back exactly.\n"
         f"Listen: {folder}/speech/01.wav … (the sentence beside it in 01.txt); numbers: {folder}/report.json\n"
-        f'Speak something: python infer.py checkpoint={folder}/checkpoint text="…" output=speech.wav\n'
-        f"In a browser:    python serve.py checkpoint={folder}/checkpoint examples={folder}/sentences.txt\n"
+        f'Speak something: .venv/bin/python infer.py checkpoint={folder}/checkpoint text="…" output=speech.wav\n'
+        f"In a browser:    .venv/bin/python serve.py checkpoint={folder}/checkpoint examples={folder}/sentences.txt\n"
         "This model knows its sentences by heart and nothing else. For a real one, on a GPU:\n"
+        "  source .venv/bin/activate\n"
         "  python preprocess.py lang=it\n"
         "  python train.py model=llasa_1b lang=it"
     )

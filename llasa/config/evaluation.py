@@ -42,7 +42,8 @@ class EvaluateConfig:
     checkpoints: list[str] | None = None
     """Several, all measured on the same sentences and compared in pairs."""
     store: str | None = None
-    split: str = "test"
+    split: str | None = None
+    """Of the store; none = test, or dev where there is no test."""
     texts: str | None = None
     """File with a sentence a line, instead of a store: nothing to compare voice and speed with."""
     language: str | None = None

@@ -48,5 +48,5 @@ class ExportConfig:
             (self.format == "gguf") == (self.converter is not None),
             "converter",
             self.converter,
-            "pass converter=llama.cpp/convert_hf_to_gguf.py with format=gguf, and with nothing else",
+            "format=gguf needs converter=PATH/convert_hf_to_gguf.py, of llama.cpp, and no other format takes one",
         )

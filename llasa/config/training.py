@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -320,5 +321,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**32, "seed", self.seed, "use 0 to 4294967295")
         require(self.resume in (True, False, "auto"), "resume", self.resume, "use true, false or auto")
+        lr = self.optimizer["lr"] if isinstance(self.optimizer, Mapping) and "lr" in self.optimizer else 1.0
+        positive = isinstance(lr, int | float) and lr > 0
+        require(positive, "optimizer.lr", lr, "use a positive learning rate")
         if self.debug is not None:
             require_choice("debug", self.debug, ("overfit_batch",))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from llasa.errors import RejectedRow, UserError
 from llasa.paths import location
 from llasa.provenance import differing_keys, provenance, remove_temporary
 
-RETRIED = ("missing_audio", "empty_audio", "unreadable_audio", "truncated_audio", "damaged_file")
+RETRIED = {"missing_audio", "empty_audio", "unreadable_audio", "truncated_audio", "damaged_file"}
 """Rejected for the sake of a file, which may have come or been mended since (`retry=true`)."""
 
 AGREEMENT_CLIPS = 32
@@ -134,7 +134,7 @@ def cut_anew(root: Path, manifest: dict[str, Any], splits: dict[str, int], confi
         names = [describe_difference(f"split.{key}", {"split": before}, {"split": now}) for key in sorted(differing)]
         raise UserError(
             f"{root} was cut with other settings: {', '.join(names)}",
-            remedy="pass split.again=true to cut it anew, without reading the corpus again",
+            remedy="give those of before, or split.again=true to cut it anew, without reading the corpus again",
         )
     if not before and not config.split.again:
         print("the store is of a time before held-out splits; split.again=true makes one")
@@ -160,7 +160,7 @@ def agreement(source: Source, codec: Codec, shards: Sequence[Shard], config: Pre
     return {"agreement": measured}
 
 
-def missing_shards(root: Path, shards: Sequence[Shard], retried: Sequence[str] = ()) -> list[Shard]:
+def missing_shards(root: Path, shards: Sequence[Shard], retried: Collection[str] = ()) -> list[Shard]:
     """Shards that are not there or damaged, and those with rows that were rejected for one of these reasons."""
 
     def is_missing(shard: Shard) -> bool:
@@ -185,7 +185,10 @@ def parse_range(text: str, count: int) -> slice:
     first, _, last = text.partition("-")
     if "/" in text:
         part, _, parts = text.partition("/")
-        return slice(count * (int(part) - 1) // int(parts), count * int(part) // int(parts))
+        mine = slice(count * (int(part) - 1) // int(parts), count * int(part) // int(parts))
+        if mine.start == mine.stop:
+            print(f"shards={text}: none of the {count:,} shards is in this part; a smaller shard_rows makes more")
+        return mine
     if int(first) >= count:
         raise UserError(f"shards={text}: there are {count:,} shards", remedy=f"they are 0 to {count - 1}")
     return slice(int(first), int(last or first) + 1)
@@ -203,6 +206,10 @@ def told(root: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     print(f"{root}: {rows:,} rows, {hours(manifest['seconds'])}, {codes:,} codes; {dropped}")
     if heldout := in_words(manifest.get("heldout", {})):
         print(heldout)
+    again = "retry=true tries those again whose files have been mended" if manifest["dropped"].keys() & RETRIED else ""
     if rows == 0:
-        raise UserError(f"no row of the corpus is usable ({dropped})", remedy=f"see {root}/rejects.jsonl")
+        remedy = ", ".join(filter(None, [f"see {root}/rejects.jsonl", again]))
+        raise UserError(f"no row of the corpus is usable ({dropped})", remedy=remedy)
+    if again:
+        print(again)
     return manifest

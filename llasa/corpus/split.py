@@ -128,7 +128,8 @@ def choose(root: Path, shards: Sequence[Shard], config: SplitConfig) -> HeldOut 
     total = sum(ids.values())
     target = min(config.heldout * total, config.rows or total)
     if target < MIN_ROWS:
-        return f"{config.heldout:.1%} of {total:,} rows would be fewer than {MIN_ROWS}; split.heldout=… changes it"
+        few = f"{config.heldout:.1%} of {total:,} rows would be fewer than {MIN_ROWS}"
+        return f"{few}; split.heldout=0.1 split.again=true holds a tenth out"
     unnamed = speakers.pop("", 0)
     if config.by == "speaker" and len(speakers) < 2:
         raise UserError(

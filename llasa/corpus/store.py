@@ -340,7 +340,7 @@ class TokenStore:
             UserError: there is no such split, or it has no rows.
         """
         if split not in self.splits:
-            raise UserError(f"{self.root} has no split {split!r}", remedy=f"it has {', '.join(self.splits)}")
+            raise UserError(f"{self.root} has no split {split!r}", remedy=f"use one of {', '.join(self.splits)}")
         if self.manifest["splits"][split]["rows"] == 0:
             raise UserError(
                 f"the split {split} of {self.root} is empty", remedy="see rejects.jsonl there for the reasons"

@@ -11,6 +11,7 @@ What can be wrong is found before a model is loaded; the same command again make
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -120,10 +121,14 @@ def read_sentences(
     config: EvaluateConfig, store: TokenStore | None, cards: dict[str, CheckpointCard]
 ) -> list[Sentence]:
     if store is not None:
-        return from_store(store, config.split, config.limit)
+        return from_store(store, chosen_split(config.split, store.splits), config.limit)
     assert config.texts is not None, "neither a store nor texts"
     named = next((language for card in cards.values() for language in card.languages), "en")
     return from_texts(config.texts, config.language or named, config.limit)
+
+
+def chosen_split(given: str | None, there: Collection[str]) -> str:
+    return given or next((split for split in ("test", "dev") if split in there), "test")
 
 
 def make_folder(output: Path) -> None:
@@ -156,8 +161,8 @@ def facts_of(config: EvaluateConfig, store: TokenStore | None) -> dict[str, Any]
         return None
     return {
         "path": config.store,
-        "split": config.split,
-        "rows": store.manifest["splits"][config.split]["rows"],
+        "split": chosen_split(config.split, store.splits),
+        "rows": store.manifest["splits"][chosen_split(config.split, store.splits)]["rows"],
         "codec": store.codec.to_dict(),
         "source": finite(store.manifest["source"]),
     }

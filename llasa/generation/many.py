@@ -78,13 +78,16 @@ def speak_many(
         The manifest, a record for each line in order.
 
     Raises:
-        UserError: at the end, if lines could not be spoken; at once, if the folder cannot be written.
+        UserError: at the end, if lines could not be spoken; at once, if the folder cannot be written, or holds other
+            files.
     """
     job = _Job(synthesizer, sampling, {"voice": voice, "seed": seed, "speaker": speaker})
     key = job.key(made_with or {})
     lines = number_lines(texts, synthesizer.language)
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / MANIFEST).is_file() and any(folder.iterdir()):
+            raise UserError(f"{folder} holds other files and no speech of a list", remedy="choose another output=")
         _remove_parts(folder, lines)
         records = _known(folder, lines, key)
         _write_manifest(folder, records)

@@ -78,7 +78,7 @@ def open_stores(config: TrainConfig) -> Stores:
         held = store.manifest["languages"]
         if code != MULTILINGUAL and code not in held:
             raise UserError(
-                f"lang={code} is not in {store.root}, which holds {', '.join(held)}",
+                f"{store.root} has no lang={code}, only {', '.join(held)}",
                 remedy=f"take stores.{name} out" if config.stores else "pass the store's language",
             )
     every = sorted({language for store in opened.values() for language in store.manifest["languages"]})

@@ -100,8 +100,8 @@ def heldout_rows(config: TrainConfig, stores: Stores, prompt: PromptBuilder, dat
             any_split = any(choose_split(store, None) for store in stores.stores.values())
             what = f"the held-out split of {places} has {nothing}" if any_split else f"no held-out split in {places}"
             print(
-                f"{what}: nothing is measured while training; preprocess.py makes one, of a finished store with "
-                "split.again=true"
+                f"{what}: nothing is measured while training; the store's own preprocess.py command with "
+                "split.again=true split.heldout=0.1 makes one, without reading the corpus again"
             )
         return None
     numbers = sample([part.source.lengths for part in fitting], settings.rows * max_length)

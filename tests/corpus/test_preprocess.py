@@ -442,7 +442,7 @@ def test_a_corpus_without_a_usable_row(tmp_path):
     arguments = ("dataset=folder", f"dataset.path={corpus}", "store=store")
     assert refused(tmp_path, *arguments) == (
         "error: no row of the corpus is usable (dropped: 1 missing_audio, 1 silent, 1 unreadable_audio); "
-        "see store/rejects.jsonl\n"
+        "see store/rejects.jsonl, retry=true tries those again whose files have been mended\n"
     )
     assert len(rejects(tmp_path / "store")) == 3
     before = contents(tmp_path / "store")

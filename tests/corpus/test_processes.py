@@ -296,6 +296,11 @@ def test_parts_cover_every_shard_once(count, parts):
     assert found == list(range(count))
 
 
+def test_a_part_without_a_shard_is_told(capsys):
+    assert list(range(4)[parse_range("1/8", 4)]) == []
+    assert capsys.readouterr().out.startswith("shards=1/8: none of the 4 shards")
+
+
 def test_a_range_beyond_the_store_is_refused():
     with pytest.raises(UserError, match="there are 10 shards; they are 0 to 9"):
         parse_range("10-19", 10)

@@ -283,7 +283,7 @@ def test_a_damaged_manifest_is_refused(tmp_path, content):
 
 def test_a_split_that_is_not_there_or_has_no_rows_is_refused(tmp_path):
     store = TokenStore(write_store(tmp_path / "store"))
-    with pytest.raises(UserError, match="has no split 'validation'; it has train, test"):
+    with pytest.raises(UserError, match="has no split 'validation'; use one of train, test"):
         store.rows("validation")
     root = tmp_path / "empty"
     plan = {"codec": SMALL.to_dict(), "source": {}}

@@ -24,7 +24,7 @@ from llasa.entry import compose_config
 from llasa.errors import UserError
 from llasa.evaluation import systems
 from llasa.evaluation.measure import Measures
-from llasa.evaluation.run import evaluate, evaluate_with, open_store, read_card, read_sentences
+from llasa.evaluation.run import chosen_split, evaluate, evaluate_with, open_store, read_card, read_sentences
 from llasa.evaluation.sentences import Sentence, choose, from_store, unique
 from llasa.evaluation.systems import Clip, Codecs, find_recordings, names_of, speak
 from llasa.generation.engine_hf import TransformersEngine
@@ -280,11 +280,20 @@ def test_a_list_of_texts_needs_no_store(checkpoints, tmp_path):
     assert report["provenance"]["commit"]
 
 
+@pytest.mark.parametrize(
+    ("given", "there", "chosen"),
+    [(None, ("train", "dev", "test"), "test"), (None, ("train", "dev"), "dev"), ("dev", ("dev", "test"), "dev"),
+     (None, ("train",), "test")],
+)  # fmt: skip
+def test_the_split_is_the_one_named_else_test_else_dev(given, there, chosen):
+    assert chosen_split(given, there) == chosen
+
+
 def test_mistakes_are_told_before_anything_is_loaded(checkpoints, espeak_store, toy_store, tmp_path):
     given = {"checkpoint": checkpoints[0], "store": espeak_store, "output": tmp_path / "out"}
     (tmp_path / "nothing").mkdir()
     for change, message in [
-        ({"split": "tset"}, r"has no split 'tset'; it has train"),
+        ({"split": "tset"}, r"has no split 'tset'; use one of train"),
         ({"store": toy_store}, r"checkpoint a speaks codec2, the store .* is toy"),
         ({"checkpoint": tmp_path / "none"}, "there is no checkpoint folder at"),
         ({"checkpoint": tmp_path / "nothing"}, "it has no config.json"),

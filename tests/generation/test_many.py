@@ -152,6 +152,13 @@ def test_files_of_another_list_are_told_and_left(synthesizer, tmp_path, capsys):
     assert [record["number"] for record in read_manifest(tmp_path)] == [1, 2, 3]
 
 
+def test_a_folder_of_something_else_is_left_alone(synthesizer, tmp_path):
+    (tmp_path / "metadata.csv").write_text("a|Ciao\n")
+    with pytest.raises(UserError, match="holds other files and no speech of a list; choose another output="):
+        speak_many(synthesizer, TEXTS, tmp_path, SAMPLING)
+    assert [path.name for path in tmp_path.iterdir()] == ["metadata.csv"]
+
+
 def test_names_have_as_many_digits_as_the_last_and_batches_are_of_like_length():
     assert [line.file for line in number_lines(["a"] * 9, "it")][-1] == "09.wav"
     lines = number_lines([f"parola {'o' * (number * 37 % 100)}" for number in range(100)], "it")
