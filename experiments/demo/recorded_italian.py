@@ -1,6 +1,6 @@
 """Recorded Italian for the demo: the prompts of Debian's Asterisk packages, as a folder corpus.
 
-`asterisk-core-sounds-it-wav` holds about 600 prompts in one voice (8 kHz, CC-BY-SA 3.0), `asterisk-core-sounds-it`
+`asterisk-core-sounds-it-g722` holds about 600 prompts in one voice (16 kHz, CC-BY 3.0), `asterisk-core-sounds-it`
 their transcripts. Installed packages are used as they are; otherwise apt downloads both files into a folder of ours.
 Nothing is installed, root is not needed, and none of it enters the repository.
 """
@@ -14,7 +14,12 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-PACKAGES = ("asterisk-core-sounds-it", "asterisk-core-sounds-it-wav")
+import numpy as np
+
+from llasa.audio import write_wav
+
+PACKAGES = ("asterisk-core-sounds-it", "asterisk-core-sounds-it-g722")
+SAMPLE_RATE, BYTES_PER_SECOND = 16_000, 8000
 SOUNDS = "usr/share/asterisk/sounds"
 TRANSCRIPTS = "usr/share/doc/asterisk-core-sounds-it/core-sounds-it.txt.gz"
 
@@ -28,7 +33,7 @@ def find_packages(cache: Path) -> Path | None:
 
 
 def complete(root: Path) -> bool:
-    return (root / TRANSCRIPTS).is_file() and any((root / SOUNDS).glob("it*/*.wav"))
+    return (root / TRANSCRIPTS).is_file() and any((root / SOUNDS).glob("it*/*.g722"))
 
 
 def download_packages(cache: Path) -> Path | None:
@@ -77,17 +82,24 @@ def sentences(
     root: Path, *, min_words: int, max_words: int, min_seconds: float, max_seconds: float
 ) -> list[tuple[Path, str]]:
     """(file, text) of the prompts of that length, each text once, in the order of their names."""
-    import soundfile
-
     folder = next(iter(sorted((root / SOUNDS).glob("it*"))))
     chosen: dict[str, tuple[Path, str]] = {}
     for key, text in sorted(transcripts(root)):
-        file = folder / f"{key}.wav"
+        file = folder / f"{key}.g722"
         if not min_words <= len(text.split()) <= max_words or any(c.isdigit() for c in text) or not file.is_file():
             continue
-        if min_seconds <= soundfile.info(file).duration <= max_seconds:
+        if min_seconds <= file.stat().st_size / BYTES_PER_SECOND <= max_seconds:
             chosen.setdefault(text.lower(), (file, text))
     return list(chosen.values())
+
+
+def decode_g722(file: Path) -> np.ndarray:
+    """float32 [samples] at 16 kHz of a raw G.722 file; empty if it is."""
+    import av
+
+    with av.open(str(file), format="g722") as container:
+        pcm = [frame.to_ndarray().reshape(-1) for frame in container.decode(audio=0)]
+    return np.concatenate([np.zeros(0, np.int16), *pcm]).astype(np.float32) / 32768
 
 
 def write_corpus(folder: Path, chosen: list[tuple[Path, str]]) -> None:
@@ -95,6 +107,6 @@ def write_corpus(folder: Path, chosen: list[tuple[Path, str]]) -> None:
     (folder / "wavs").mkdir(parents=True, exist_ok=True)
     lines = []
     for file, text in chosen:
-        shutil.copyfile(file, folder / "wavs" / file.name)
+        write_wav(folder / "wavs" / f"{file.stem}.wav", decode_g722(file), SAMPLE_RATE)
         lines.append(f"{file.stem}|{text}\n")
     (folder / "metadata.csv").write_text("".join(lines), encoding="utf-8")

@@ -33,7 +33,8 @@ from llasa.types import Speech
 
 DEFAULT_FOLDER = Path("outputs/demo")
 CACHE = Path("data/recorded_italian")
-SENTENCES = 40
+SENTENCES, UNSEEN = 72, 16
+CODEC = "xcodec2_nano"
 
 
 def main() -> None:
@@ -56,14 +57,14 @@ def demo(folder: Path, count: int, corpus: str, overrides: Sequence[str] = ()) -
         raise UserError(f"{folder} is not empty and holds no demo", remedy="choose another --output")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    name, dataset = choose_corpus(folder, count, corpus)
+    name, dataset, unseen = choose_corpus(folder, count, corpus)
     (folder / "corpus.txt").write_text(name + "\n", encoding="utf-8")
     print(f"corpus: {name}", flush=True)
 
     store = f"store={folder}/store"
     from llasa.corpus.run import preprocess
 
-    preprocess(announced("preprocess", [*dataset, "lang=it", "codec=codec2", store, "split.by=off"]))
+    preprocess(announced("preprocess", [*dataset, "lang=it", f"codec={CODEC}", store, "split.by=off"]))
     texts, codes = stored(folder / "store")
     (folder / "sentences.txt").write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
 
@@ -80,18 +81,12 @@ def demo(folder: Path, count: int, corpus: str, overrides: Sequence[str] = ()) -
     from llasa.generation.run import infer
 
     said: dict[int, Speech] = {}
-    infer(
-        announced(
-            "infer",
-            [
-                f"checkpoint={folder}/checkpoint",
-                f"texts={folder}/sentences.txt",
-                "sampling=greedy",
-                f"output={folder}/speech",
-            ],
-        ),
-        heard=said.__setitem__,
-    )
+    speak = [f"checkpoint={folder}/checkpoint", "sampling=greedy"]
+    lists = [f"texts={folder}/sentences.txt", f"output={folder}/speech"]
+    infer(announced("infer", [*speak, *lists]), heard=said.__setitem__)
+    if unseen:
+        (folder / "unseen.txt").write_text("".join(f"{text}\n" for text in unseen), encoding="utf-8")
+        infer(announced("infer", [*speak, f"texts={folder}/unseen.txt", f"output={folder}/unseen"]))
     spoken = [said[number] for number in sorted(said)]
     report = {
         "corpus": name,
@@ -113,26 +108,30 @@ def demo(folder: Path, count: int, corpus: str, overrides: Sequence[str] = ()) -
     return report
 
 
-def choose_corpus(folder: Path, count: int, corpus: str) -> tuple[str, list[str]]:
-    """(what it is, overrides of preprocess.py) of the recorded prompts if they can be had, else of espeak."""
+def choose_corpus(folder: Path, count: int, corpus: str) -> tuple[str, list[str], list[str]]:
+    """(what it is, overrides of preprocess.py, sentences left out) of the recorded prompts if they can be had."""
     root = find_packages(CACHE) if corpus != "espeak" else None
     if root is not None:
         found = sentences(root, min_words=4, max_words=12, min_seconds=1.5, max_seconds=4.0)
         chosen = [found[i * len(found) // count] for i in range(count)] if len(found) >= count else found
         write_corpus(folder / "corpus", chosen)
-        return "asterisk-core-sounds-it (recorded, one voice, CC-BY-SA 3.0)", [
-            "dataset=folder",
-            f"dataset.path={folder}/corpus",
-        ]
+        return (
+            "asterisk-core-sounds-it (recorded, one voice, CC-BY 3.0)",
+            [
+                "dataset=folder",
+                f"dataset.path={folder}/corpus",
+            ],
+            [text for file, text in found if (file, text) not in chosen][:UNSEEN],
+        )
     if corpus == "recorded":
         raise UserError(
-            "the recorded Italian prompts cannot be had", remedy="apt-get install asterisk-core-sounds-it-wav"
+            "the recorded Italian prompts cannot be had", remedy="apt-get install asterisk-core-sounds-it-g722"
         )
     print(
-        "Recorded Italian is not to be had here (Debian's asterisk-core-sounds-it-wav, by apt); "
+        "Recorded Italian is not to be had here (Debian's asterisk-core-sounds-it-g722, by apt); "
         "the demo learns synthetic speech instead."
     )
-    return "espeak-ng (synthetic)", ["dataset=espeak", f"dataset.limit={count}"]
+    return "espeak-ng (synthetic)", ["dataset=espeak", f"dataset.limit={count}"], []
 
 
 def announced(root: str, overrides: list[str]) -> Any:
@@ -175,7 +174,8 @@ def conclude(folder: Path, report: dict[str, Any]) -> None:
         f"Listen: {folder}/speech/01.wav … (the sentence beside it in 01.txt); numbers: {folder}/report.json\n"
         f'Speak something: .venv/bin/python infer.py checkpoint={folder}/checkpoint text="…" output=speech.wav\n'
         f"In a browser:    .venv/bin/python serve.py checkpoint={folder}/checkpoint examples={folder}/sentences.txt\n"
-        "This model knows its sentences by heart and nothing else. For a real one, on a GPU:\n"
+        f"This model knows its sentences by heart and nothing else ({folder}/unseen: how it says others).\n"
+        "For a real one, on a GPU:\n"
         "  source .venv/bin/activate\n"
         "  python preprocess.py lang=it\n"
         "  python train.py model=llasa_1b lang=it"

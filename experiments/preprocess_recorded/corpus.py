@@ -14,9 +14,9 @@ def main(folder: Path) -> None:
 
     packages = find_packages(folder.parent / "asterisk")
     if packages is None:
-        sys.exit("error: the packages asterisk-core-sounds-it and -it-wav are not to be had through apt")
+        sys.exit("error: the packages asterisk-core-sounds-it and -it-g722 are not to be had through apt")
     sounds = next(iter(sorted((packages / SOUNDS).glob("it*"))))
-    found = [(sounds / f"{name}.wav", text) for name, text in transcripts(packages)]
+    found = [(sounds / f"{name}.g722", text) for name, text in transcripts(packages)]
     write_corpus(folder, [(file, text) for file, text in found if file.is_file()])
 
 

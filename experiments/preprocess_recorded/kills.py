@@ -2,7 +2,7 @@
 
     python experiments/preprocess_recorded/kills.py --kills 20 [--output FILE.json]
 
-The corpus is every recorded Italian prompt of `asterisk-core-sounds-it-wav` (see experiments/demo), through Codec2.
+The corpus is every recorded Italian prompt of `asterisk-core-sounds-it-g722` (see experiments/demo), through Codec2.
 """
 
 from __future__ import annotations

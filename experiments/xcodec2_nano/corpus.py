@@ -38,7 +38,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from experiments.demo.recorded_italian import apt
+from experiments.demo.recorded_italian import apt, decode_g722
 from llasa.audio import read_audio
 from llasa.errors import RejectedRow, UserError
 from llasa.pictures import spectrogram
@@ -213,13 +213,10 @@ def read(file: Path) -> np.ndarray:
     """
     if file.suffix != ".g722":
         return read_audio(file, SAMPLE_RATE)
-    import av
-
-    with av.open(str(file), format="g722") as container:
-        pcm = [frame.to_ndarray().reshape(-1) for frame in container.decode(audio=0)]
-    if not pcm:
+    waveform = decode_g722(file)
+    if len(waveform) == 0:
         raise RejectedRow("empty_audio", "no samples")
-    return np.concatenate(pcm).astype(np.float32) / 32768
+    return waveform
 
 
 def band_levels(waveforms: list[np.ndarray]) -> dict[str, float]:
