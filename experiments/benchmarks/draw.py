@@ -29,8 +29,9 @@ def main() -> None:
 
 def write_table(page: Path, table: str) -> None:
     """Put it between the marks of a page."""
-    text = page.read_text(encoding="utf-8")
-    page.write_text(text.replace(table_of(text), table), encoding="utf-8")
+    before, rest = page.read_text(encoding="utf-8").split(BEGIN + "\n")
+    after = rest.split("\n" + END)[1]
+    page.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
 
 
 def table_of(text: str) -> str:

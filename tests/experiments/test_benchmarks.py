@@ -39,10 +39,10 @@ def test_a_ratio_is_above_one_where_ours_is_better():
 
 def test_a_table_is_written_between_its_marks_and_nothing_else_changes(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{draw.BEGIN}\nold\n{draw.END}\nafter\n")
+    page.write_text(f"-\n{draw.BEGIN}\n-\n{draw.END}\n-\n")
     for table in ("| a |\n| b |", "| c |"):
         draw.write_table(page, table)
-        assert page.read_text() == f"before\n{draw.BEGIN}\n{table}\n{draw.END}\nafter\n"
+        assert page.read_text() == f"-\n{draw.BEGIN}\n{table}\n{draw.END}\n-\n"
 
 
 @pytest.mark.parametrize("power", [0.0, 1.0, 1.5])
