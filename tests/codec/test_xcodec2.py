@@ -133,6 +133,7 @@ def test_batched_codes_equal_single_codes_bit_for_bit(folder, many_clips):
     assert_equal_codes(codec.encode([many_clips[index] for index in order]), [batched[index] for index in order])
 
 
+@pytest.mark.slow
 def test_bf16_codes_do_not_depend_on_neighbours_or_row(folder, many_clips):
     codec = XCodec2(checkpoint=str(folder), device="cpu", precision="bf16", batch_seconds=4)
     lengths = [bucket_length(codec.num_codes(len(clip))) for clip in many_clips]

@@ -145,6 +145,7 @@ def still(checkpoint, folder):
     return folder / "still"
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_does(recordings_corpus, tiny_codec, tmp_path):
     """Fails when the processes take the same clips, or do not average gradients, of discriminators too; and when the
     logged losses are the first process's."""

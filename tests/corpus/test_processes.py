@@ -99,6 +99,7 @@ def start_two_workers(corpus: Path, store: Path) -> tuple[subprocess.Popen, list
 # --- sudden ends -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_random_kills_change_no_byte(corpus, expected, tmp_path):
     generator = random.Random(0)
     shards = sum(name.endswith(".parquet") for name in expected)

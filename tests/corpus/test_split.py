@@ -331,7 +331,7 @@ def test_a_damaged_held_out_shard_is_made_again(corpus, whole, tmp_path):
 
 def test_other_settings_do_not_touch_a_finished_store(corpus, whole, tmp_path):
     fill(tmp_path / "store", whole)
-    expected = r"was cut with other settings: split\.seed \(0 there, 1 now\); pass split\.again=true"
+    expected = r"was cut with other settings: split\.seed \(0 there, 1 now\); give those of before, or split"
     with pytest.raises(UserError, match=expected):
         preprocess(config(corpus, tmp_path / "store", "split.seed=1"))
     assert contents(tmp_path / "store") == whole

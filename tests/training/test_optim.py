@@ -302,7 +302,6 @@ def test_every_optimizer_passes_its_check(name):
 @pytest.mark.parametrize(
     ("name", "override", "message"),
     [
-        ("adamw", "optimizer.lr=-1", "the optimizer refuses its settings: Invalid learning rate: -1"),
         ("adam8bit", "optimizer.betas=[2,0.9]", "the optimizer refuses its settings: Invalid beta parameter"),
         ("adam8bit", "+optimizer.momentum=0.9", "the optimizer refuses its settings: .*momentum"),
         ("adamw", "+optimizer.foreach=true", "the optimizer refuses its settings: .*foreach"),

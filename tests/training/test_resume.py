@@ -118,6 +118,7 @@ def killed_at_operation(number, log, *arguments):
     os.write(2, f"{count} operations".encode())
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_of_writing_a_state_and_resumed_equals_uninterrupted(toy_store, tmp_path):
     """Fails when the trainer writes under the final name, when the manifest is left out or written first, when old
     states go before the new one has its name, and when any of the three generators is not restored."""

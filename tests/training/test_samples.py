@@ -251,7 +251,8 @@ def test_compiled_layers_speak_uncompiled_and_go_on(espeak_store, tmp_path):
 # --- several processes -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_the_first_of_two_processes_is_heard(espeak_store, tmp_path, parallel):
     """Fails when both write, when one waits for the other for ever, and when weights in shares speak otherwise or, with
     fsdp, learn otherwise (to the last bit) for having spoken."""

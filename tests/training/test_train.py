@@ -122,13 +122,13 @@ def test_norms_are_not_decayed(toy_store, tmp_path):
     ("message", "overrides"),
     [
         ("there is no token store at", ["store=nowhere"]),
-        ("lang=de is not in", ["lang=de"]),
+        ("has no lang=de, only it", ["lang=de"]),
         ("there is nothing to resume", ["resume=true"]),
         ("model=toy speaks xcodec2", ["model.name=toy", "model.codec=xcodec2"]),
         ("longer than packing.max_length=64", ["packing.max_length=64"]),
         ("torch sees no CUDA device", ["device=cuda"]),
         ("the optimizer refuses its settings", ["optimizer.betas=[2,3]"]),
-        ("the optimizer refuses its settings", ["optimizer.lr=fast"]),
+        ("optimizer.lr='fast' is not valid; use a positive", ["optimizer.lr=fast"]),
         ("objective=heldout/loss is measured on held-out speech", ["objective=heldout/loss"]),
     ],
 )
