@@ -12,7 +12,7 @@ setup: $(READY)
 # What the scripts need, the server's too: wheels alone. torch first, so that nothing that needs one asks for another build.
 $(SCRIPTS): requirements.txt requirements/serve.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed")'
-	@echo "Installing into $(VENV): 2 GB with torch for a CPU, 6 GB with CUDA's libraries; some minutes."
+	@echo "Installing into $(VENV): 3 GB with torch for a CPU, several more with CUDA's libraries; some minutes."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements.txt)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements/serve.txt
@@ -20,7 +20,7 @@ $(SCRIPTS): requirements.txt requirements/serve.txt
 
 # All that the tests run. webrtcvad, of a metric, has no wheels: a C compiler and Python's headers build it.
 $(READY): $(SCRIPTS) $(addprefix requirements/,dev.txt eval.txt export.txt ray.txt)
-	@echo "Installing what the tests need: 2 GB more."
+	@echo "Installing what the tests need: 1.5 GB more."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements/dev.txt
 	touch $(READY)
 
