@@ -7,6 +7,7 @@ export const canRecord = () => Boolean(navigator.mediaDevices?.getUserMedia && g
 export class Recorder {
   #context;
   #stream;
+  #capture;
   #pieces = [];
   #length = 0;
   #peak = 0;
@@ -24,15 +25,15 @@ export class Recorder {
       this.close();
       throw error;
     }
-    const capture = new AudioWorkletNode(this.#context, "capture", { numberOfOutputs: 0, channelCount: 1, channelCountMode: "explicit" });
-    capture.port.onmessage = ({ data }) => {
+    this.#capture = new AudioWorkletNode(this.#context, "capture", { numberOfOutputs: 0, channelCount: 1, channelCountMode: "explicit" });
+    this.#capture.port.onmessage = ({ data }) => {
       this.#pieces.push(data);
       this.#length += data.length;
       const peak = data.reduce((most, sample) => Math.max(most, Math.abs(sample)), 0);
       this.#peak = Math.max(this.#peak, peak);
       onPiece(peak, this.#length / this.#context.sampleRate);
     };
-    this.#context.createMediaStreamSource(this.#stream).connect(capture);
+    this.#context.createMediaStreamSource(this.#stream).connect(this.#capture);
   }
 
   /** {file, seconds, peak}; the microphone is free again. */
@@ -49,6 +50,7 @@ export class Recorder {
   }
 
   close() {
+    if (this.#capture) this.#capture.port.onmessage = null; // pieces may still be under way
     this.#stream?.getTracks().forEach((track) => track.stop());
     if (this.#context?.state !== "closed") this.#context?.close();
   }
